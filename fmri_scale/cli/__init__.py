@@ -1,0 +1,57 @@
+"""`fmri-scale COMMAND`: one file a command, imported only when it is called.
+
+A command module has a docstring (its help), `add_arguments(parser)` and `run(args) -> int` (the exit code).
+A `FmriScaleError` or an error of the sharding tool ends as one line on stderr and exit code 2.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fmri_scale import __version__
+from fmri_scale.errors import FmriScaleError
+from sharding.errors import ShardingError
+
+COMMANDS = {
+    "config": "print every configuration key, or a resolved configuration",
+    "parity": "compare the model with golden values of the published NeuroSTORM",
+    "export": "turn a training run into a released checkpoint",
+    "features": "bring NIfTI runs through a released checkpoint to embeddings",
+}
+"Command name (module of this package, dashes as underscores) and its one-line help."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(next((a for a in argv if not a.startswith("-")), None))
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except (FmriScaleError, ShardingError) as error:
+        print(f"fmri-scale {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fmri-scale",
+        description="Pretrain fMRI foundation models, export them, use them. Shards are made by fmri-shards; "
+        "training is started by deepspeed, torchrun, srun or python on fmri_scale/train.py.",
+    )
+    parser.add_argument("--version", action="version", version=f"fmri_scale {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, line in COMMANDS.items():
+        if name == chosen:
+            module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+            sub = commands.add_parser(
+                name, help=line, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+        else:
+            commands.add_parser(name, help=line)
+    return parser

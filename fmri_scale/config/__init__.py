@@ -1,0 +1,27 @@
+"""One typed configuration for every command: the schema, and how YAML files and overrides fill it."""
+
+from fmri_scale.config.load import load_config, save_config, to_dict
+from fmri_scale.config.schema import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    LogConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+)
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "LogConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "load_config",
+    "save_config",
+    "to_dict",
+]

@@ -1,0 +1,97 @@
+"""Checks of a complete configuration that types alone cannot make. Each error names the key and the remedy."""
+
+import math
+
+from fmri_scale.config.schema import Config, MaskConfig, ModelConfig, OptimConfig
+from fmri_scale.errors import ConfigError
+
+CHOICES = {
+    "model.strd": ("off", "published"),
+    "model.backend": ("auto", "torch", "triton", "mamba_ssm"),
+    "mask.strategy": ("token", "window", "tube", "region"),
+    "mask.loss_on": ("brain", "all"),
+    "data.split": ("train", "val", "test", "all"),
+    "data.normalisation": ("run_z", "voxel_z", "frame_z", "none"),
+    "data.on_bad_sample": ("raise", "substitute"),
+    "engine.dtype": ("fp32", "bf16"),
+    "engine.zero_stage": (0, 1, 2, 3),
+    "checkpoint.resume": ("auto", "never"),
+    "log.wandb": ("auto", "online", "offline", "off"),
+}
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for the first value that is out of range or does not fit another."""
+    for key, allowed in CHOICES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}")
+    check_model(config.model)
+    _check_mask(config.mask)
+    _check_optim(config.optim)
+    _positive("data.prefetch", config.data.prefetch)
+    _at_least("data.num_readers", config.data.num_readers, 0)
+    _positive("log.every_steps", config.log.every_steps)
+    _positive("checkpoint.keep_last", config.checkpoint.keep_last)
+    _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 0)
+    _positive("engine.max_bad_steps", config.engine.max_bad_steps)
+    _positive("engine.timeout_s", config.engine.timeout_s)
+
+
+def check_model(model: ModelConfig) -> None:
+    """Raise ConfigError unless the shapes divide: image by patch, token grid by the merging of every stage."""
+    for key, length in (("image_size", 3), ("patch_size", 4), ("window_size", 4), ("first_window_size", 4)):
+        value = getattr(model, key)
+        if len(value) != length or min(value) < 1:
+            raise ConfigError(f"model.{key}={value}: expected {length} positive integers")
+    if not model.depths or min(model.depths) < 1:
+        raise ConfigError(f"model.depths={model.depths}: expected at least one positive integer")
+    for axis, voxels, patch in zip("xyz", model.image_size, model.patch_size, strict=False):
+        if voxels % patch:
+            raise ConfigError(f"model.image_size: {voxels} voxels along {axis} are not whole patches of {patch}")
+    for key in ("num_frames", "in_channels", "embed_dim", "channel_multiplier", "state_dim", "conv_dim", "expand"):
+        _positive(f"model.{key}", getattr(model, key))
+    if model.patch_size[3] != 1:
+        raise ConfigError(f"model.patch_size={model.patch_size}: a patch is one frame; the last entry must be 1")
+    _fraction("model.dropout", model.dropout)
+    _fraction("model.drop_path", model.drop_path)
+    _at_least("model.prompt_len", model.prompt_len, 0)
+    if model.mlp_ratio <= 0:
+        raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected a positive number")
+
+
+def _check_mask(mask: MaskConfig) -> None:
+    if not 0.0 < mask.ratio < 1.0:
+        raise ConfigError(f"mask.ratio={mask.ratio}: expected a fraction between 0 and 1, both excluded")
+    if mask.strategy == "region" and not mask.atlas:
+        raise ConfigError("mask.strategy=region needs mask.atlas, a label image (NIfTI) in the corpus' space")
+    _at_least("mask.tube_len", mask.tube_len, 0)
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    for key in ("steps", "global_batch", "micro_batch", "lr", "eps"):
+        _positive(f"optim.{key}", getattr(optim, key))
+    for key in ("warmup_steps", "weight_decay", "clip_grad", "min_lr_ratio"):
+        _at_least(f"optim.{key}", getattr(optim, key), 0)
+    if len(optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in optim.betas):
+        raise ConfigError(f"optim.betas={optim.betas}: expected two numbers in [0, 1)")
+    if optim.global_batch % optim.micro_batch:
+        raise ConfigError(
+            f"optim.global_batch={optim.global_batch} is not a multiple of optim.micro_batch={optim.micro_batch}"
+        )
+
+
+def _positive(key: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigError(f"{key}={value}: expected a positive number")
+
+
+def _at_least(key: str, value: float, low: float) -> None:
+    if not (math.isfinite(value) and value >= low):
+        raise ConfigError(f"{key}={value}: expected a number of at least {low}")
+
+
+def _fraction(key: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ConfigError(f"{key}={value}: expected a fraction in [0, 1)")

@@ -1,0 +1,114 @@
+"""Fill the schema from YAML files and `key=value` overrides; refuse what it does not know.
+
+A YAML file may name others under `include:` (paths relative to itself, merged first, in order). Later values
+win: included files, the file, overrides. An unknown key or a value of the wrong type is a `ConfigError` that
+names the file or override and the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmri_scale.config.check import check
+from fmri_scale.config.schema import Config
+from fmri_scale.errors import ConfigError
+
+
+def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+    """Return the checked configuration of a run.
+
+    Parameters
+    ----------
+    files : YAML files, merged left to right.
+    overrides : strings `section.key=value`.
+
+    Raises
+    ------
+    ConfigError : unreadable file, unknown key, wrong type, or values that do not fit together.
+    """
+    merged = OmegaConf.structured(Config)
+    for file in files:
+        for path, content in _with_includes(Path(file), ()):
+            merged = _merge(merged, content, str(path))
+    for item in overrides:
+        key, sep, _ = item.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"override {item!r}: expected key=value, for example optim.lr=3e-4")
+        try:
+            override = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"override {item!r}: {_first_line(error)}") from error
+        merged = _merge(merged, override, f"override {item!r}")
+    config = typing.cast(Config, OmegaConf.to_object(merged))
+    check(config)
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration (or a part of it) as plain dicts, lists and scalars."""
+    return dataclasses.asdict(config)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write the resolved configuration as YAML; `load_config([path])` gives it back."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def _with_includes(path: Path, seen: tuple[Path, ...]) -> Iterable[tuple[Path, dict]]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: includes itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such configuration file") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+    includes = content.pop("include", [])
+    for other in [includes] if isinstance(includes, str) else includes:
+        yield from _with_includes(path.parent / other, (*seen, path))
+    yield path, content
+
+
+def _merge(base: DictConfig, content: Any, where: str) -> DictConfig:
+    for key in _unknown_keys(content, Config, ""):
+        near = difflib.get_close_matches(key, list(valid_keys()), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `fmri-scale config` lists all keys"
+        raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+    try:
+        return typing.cast(DictConfig, OmegaConf.merge(base, content))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{where}: {error.full_key or ''}: {_first_line(error)}") from error
+
+
+def _unknown_keys(content: Any, schema: type, prefix: str) -> Iterable[str]:
+    if not isinstance(content, dict):
+        return
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    for key, value in content.items():
+        if key not in fields:
+            yield f"{prefix}{key}"
+        elif dataclasses.is_dataclass(fields[key].type):
+            yield from _unknown_keys(value, typing.cast(type, fields[key].type), f"{prefix}{key}.")
+
+
+def valid_keys(schema: type = Config, prefix: str = "") -> Iterable[str]:
+    """Yield every key of the schema with its full dotted name."""
+    for f in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(f.type):
+            yield from valid_keys(typing.cast(type, f.type), f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

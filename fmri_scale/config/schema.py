@@ -1,0 +1,186 @@
+"""The schema of a run: every key a user can set, its type, default, unit and meaning.
+
+The string under a field is its documentation; `fmri-scale config` prints it. Values are checked for type by
+OmegaConf when a file is loaded, and for sense by `check` (fmri_scale/config/check.py) when it is complete.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    """Shape of the backbone and its decoder (defaults: the published NeuroSTORM, 7.7 M parameters)."""
+
+    image_size: list[int] = field(default_factory=lambda: [96, 96, 96])
+    "Voxels of a volume along x, y, z."
+    num_frames: int = 20
+    "Frames of a clip."
+    in_channels: int = 1
+    "Channels of the input volume."
+    patch_size: list[int] = field(default_factory=lambda: [6, 6, 6, 1])
+    "Voxels and frames of a patch: x, y, z, t."
+    embed_dim: int = 36
+    "Width of the first stage."
+    depths: list[int] = field(default_factory=lambda: [2, 2, 6, 2])
+    "Blocks of each stage; the number of entries is the number of stages."
+    window_size: list[int] = field(default_factory=lambda: [4, 4, 4, 4])
+    "Tokens of a scan window along x, y, z, t."
+    first_window_size: list[int] = field(default_factory=lambda: [4, 4, 4, 4])
+    "Window of the first stage of the encoder."
+    last_stage_full: bool = True
+    "The last stage's window spans its whole token grid in space and its blocks are not shifted."
+    channel_multiplier: int = 2
+    "Growth of the width from stage to stage."
+    mlp_ratio: float = 4.0
+    "Hidden width of the MLP over the block's width."
+    state_dim: int = 16
+    "States of the selective scan per channel."
+    conv_dim: int = 4
+    "Taps of the causal depthwise convolution."
+    expand: int = 2
+    "Inner width of the mixer over the block's width."
+    dropout: float = 0.0
+    "Dropout after the positional embedding and in the MLP."
+    drop_path: float = 0.0
+    "Largest rate of stochastic depth, reached linearly at the last block."
+    prompt_len: int = 0
+    "Learnable prompt tokens put before every window of every block."
+    strd: str = "off"
+    "Spatiotemporal redundancy dropout: off or published (as the released code computes it)."
+    checkpoint_blocks: bool = False
+    "Recompute each block in the backward pass instead of keeping its activations."
+    backend: str = "auto"
+    "Kernels: auto, torch, triton or mamba_ssm."
+
+
+@dataclass
+class MaskConfig:
+    """What the masked autoencoder hides."""
+
+    strategy: str = "token"
+    "Unit that is hidden as a whole: token, window, tube or region."
+    ratio: float = 0.5
+    "Fraction hidden, of units (token, window, tube) or of in-atlas tokens (region)."
+    tube_len: int = 0
+    "Frames of a tube; 0 is the whole clip."
+    atlas: str = ""
+    "Label image (NIfTI) for strategy region."
+    labels: str = ""
+    "Table (TSV) with the columns index, name and, optionally, group for the atlas."
+    loss_on: str = "brain"
+    "Voxels of masked patches that are scored: brain (inside the corpus mask) or all (as published)."
+
+
+@dataclass
+class DataConfig:
+    """Where clips come from and how they are read."""
+
+    corpus: str = ""
+    "Folder made by fmri-shards build."
+    split: str = "train"
+    "Split to train on: train, val, test or all."
+    normalisation: str = "run_z"
+    "run_z (NeuroSTORM), voxel_z, frame_z or none."
+    num_readers: int = 0
+    "Reader processes of a rank; 0 reads in the training process."
+    prefetch: int = 2
+    "Micro-batches read ahead of the training step."
+    verify: bool = True
+    "Compare every frame that is read with its checksum."
+    on_bad_sample: str = "raise"
+    "raise stops the run; substitute takes a deterministic neighbour, counts it and logs its name."
+    max_bad_fraction: float = 1e-4
+    "Share of substituted clips above which the run stops."
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    steps: int = 1000
+    "Optimizer steps of the run."
+    global_batch: int = 8
+    "Clips per optimizer step over all ranks, whatever their number."
+    micro_batch: int = 1
+    "Clips per forward pass of one rank; accumulation makes up the rest."
+    lr: float = 5e-5
+    "Peak learning rate."
+    min_lr_ratio: float = 0.1
+    "Learning rate at the last step over the peak."
+    warmup_steps: int = 100
+    "Steps of linear warm-up."
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    "AdamW moment decays."
+    eps: float = 1e-8
+    "AdamW epsilon."
+    weight_decay: float = 0.01
+    "Decay of matrices; norms, biases, embeddings, A_log, D and mask tokens have none."
+    clip_grad: float = 1.0
+    "Global gradient norm above which gradients are scaled down; 0 turns it off."
+
+
+@dataclass
+class EngineConfig:
+    """How the step is executed."""
+
+    zero_stage: int = 1
+    "DeepSpeed ZeRO stage, 0 to 3."
+    dtype: str = "fp32"
+    "fp32 or bf16 (with fp32 master weights)."
+    deterministic: bool = False
+    "Only bit-repeatable operations."
+    max_bad_steps: int = 10
+    "Steps in a row with a non-finite loss or gradient after which the run stops."
+    timeout_s: float = 1800.0
+    "Seconds a collective operation may take."
+
+
+@dataclass
+class CheckpointConfig:
+    """When training state is saved and how much of it is kept."""
+
+    every_steps: int = 500
+    "Steps between checkpoints; 0 saves only at the end and on a signal."
+    keep_last: int = 3
+    "Newest checkpoints kept."
+    keep_every: int = 0
+    "Steps whose multiples are kept for ever; 0 keeps none."
+    resume: str = "auto"
+    "auto continues from the newest whole checkpoint of the run folder; never refuses a folder that has one."
+    allow_change: bool = False
+    "Continue even though the configuration changed the model or the data order."
+
+
+@dataclass
+class LogConfig:
+    """What is reported, where and how often."""
+
+    every_steps: int = 10
+    "Steps between rows of metrics.jsonl and W&B."
+    pictures_every: int = 0
+    "Steps between pictures of reconstructions; 0 draws one at the end."
+    wandb: str = "auto"
+    "auto (online with a key, else offline), online, offline or off."
+    wandb_project: str = "fmri_scale"
+    "W&B project."
+    wandb_name: str = ""
+    "W&B run name; empty takes the run folder's name."
+    level: str = "INFO"
+    "Lowest level of messages on the terminal."
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    run_dir: str = ""
+    "Folder of the run: checkpoints, metrics, logs."
+    seed: int = 0
+    "Seed of weights, data order and masks."
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)

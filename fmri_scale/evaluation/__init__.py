@@ -1,0 +1,1 @@
+"""What a released checkpoint is used for: features, probes, attribution."""

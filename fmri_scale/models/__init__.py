@@ -1,0 +1,1 @@
+"""The backbone, its decoder and the masked autoencoder; no input/output, no distribution."""

@@ -1,0 +1,1 @@
+"""Released checkpoints: export, strict loading, model card."""
