@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Lint, types, import contracts and all tests. Makes the environment first where it is missing.
+#   bash launch/test.sh [ARGUMENTS OF PYTEST]        e.g. bash launch/test.sh tests/unit -k plan
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$root"
+
+ruff check .
+ruff format --check .
+mypy
+lint-imports --no-cache >/dev/null || lint-imports --no-cache
+# one thread a test process: the processes share the cores
+OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadgroup "$@"
