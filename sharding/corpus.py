@@ -1,0 +1,151 @@
+"""Open a corpus: its facts, its mask and its index, checked against each other.
+
+In: the folder made by `fmri-shards build`. Out: a `Corpus`. No sample is read here; readers take a sample by byte
+range from `shard_path(name)` with the offsets of the index.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sharding.errors import CorpusError
+from sharding.format import GRID_AFFINE, GRID_SHAPE, INDEX_SCHEMA, SCHEMA_VERSION
+from sharding.mask import mask_sha256
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An opened corpus.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    meta
+        corpus.json.
+    mask
+        bool (96, 96, 96): the voxels stored.
+    index
+        Column name to numpy array with a row per sample (INDEX_SCHEMA; text columns are object arrays of str).
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    mask: np.ndarray
+    index: dict[str, np.ndarray]
+
+    @property
+    def corpus_id(self) -> str:
+        """Hash of everything that decides what a reader gets."""
+        return self.meta["corpus_id"]
+
+    @property
+    def tr(self) -> float | None:
+        """Repetition time of every run in s; None where runs keep their own (index column tr)."""
+        return self.meta["tr"]
+
+    @property
+    def num_voxels(self) -> int:
+        """V, the stored voxels."""
+        return int(self.mask_index.size)
+
+    @functools.cached_property
+    def mask_index(self) -> np.ndarray:
+        """int64 (V,): position of each stored voxel in the flattened (C order) grid."""
+        return np.flatnonzero(self.mask).astype(np.int64)
+
+    def shard_path(self, name: str) -> Path:
+        """File of a shard as named in the index."""
+        return self.path / "shards" / name
+
+    def __len__(self) -> int:
+        """Samples."""
+        return len(self.index["key"])
+
+
+def open_corpus(path: str | Path, check_shards: bool = True) -> Corpus:
+    """Open a corpus and check that its parts belong together.
+
+    Parameters
+    ----------
+    path
+        Folder made by `fmri-shards build`.
+    check_shards
+        Also look that every shard is there with its recorded size (a stat per shard).
+
+    Raises
+    ------
+    CorpusError
+        The folder is missing, unfinished, of a newer schema, or its parts disagree.
+    """
+    path = Path(path)
+    meta = _read_meta(path)
+    mask = _read_mask(path, meta)
+    corpus = Corpus(path, meta, mask, _read_index(path, meta))
+    if check_shards:
+        _check_shards(corpus)
+    return corpus
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise CorpusError(f"{path}: no such corpus; make one with: fmri-shards build INPUT... --out {path}")
+    file = path / "corpus.json"
+    if not file.is_file():
+        begun = (path / ".build").is_dir()
+        hint = "its build is not finished: run the same fmri-shards build again" if begun else "is it the right folder?"
+        raise CorpusError(f"{path}: not a whole corpus (no corpus.json); {hint}")
+    try:
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        version = int(meta["schema_version"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
+    if version > SCHEMA_VERSION:
+        raise CorpusError(f"{file}: schema version {version}, this program reads up to {SCHEMA_VERSION}; update it")
+    return meta
+
+
+def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:
+    file = path / "mask.nii.gz"
+    try:
+        image = nib.load(file)
+        mask = np.asarray(image.dataobj) > 0  # type: ignore[attr-defined]
+        affine = image.affine  # type: ignore[attr-defined]
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
+    if mask.shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE):
+        raise CorpusError(f"{file}: grid {mask.shape} is not the canonical {GRID_SHAPE} RAS 2 mm grid")
+    if mask_sha256(mask) != meta["mask"]["sha256"]:
+        raise CorpusError(f"{file}: not the mask that corpus.json names; restore it or build the corpus again")
+    return mask
+
+
+def _read_index(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+    file = path / "index.parquet"
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
+    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise CorpusError(f"{file}: columns missing: {', '.join(missing)}; build the corpus again")
+    if table.num_rows != meta["totals"]["samples"]:
+        raise CorpusError(f"{file}: {table.num_rows} samples, corpus.json says {meta['totals']['samples']}")
+    return {name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names}
+
+
+def _check_shards(corpus: Corpus) -> None:
+    for shard in corpus.meta["shards"]:
+        file = corpus.shard_path(shard["name"])
+        found = file.stat().st_size if file.is_file() else None
+        if found is None:
+            raise CorpusError(f"{file}: shard is missing; restore it or build the corpus again")
+        if found != shard["bytes"]:
+            raise CorpusError(f"{file}: {found} bytes, corpus.json says {shard['bytes']}; restore it or build again")
