@@ -6,6 +6,7 @@ range from `shard_path(name)` with the offsets of the index.
 
 import functools
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,28 @@ import pyarrow.parquet as pq
 from sharding.errors import CorpusError
 from sharding.format import GRID_AFFINE, GRID_SHAPE, INDEX_SCHEMA, SCHEMA_VERSION
 from sharding.mask import mask_sha256
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """The columns of a table as numpy arrays, each made when it is first asked for.
+
+    Millions of samples have tens of millions of strings; a reader that needs none of them pays for none.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._made: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._made:
+            self._made[name] = self.table.column(name).to_numpy()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.column_names)
+
+    def __len__(self) -> int:
+        return self.table.num_columns
 
 
 @dataclass(frozen=True)
@@ -33,13 +56,14 @@ class Corpus:
     mask
         bool (96, 96, 96): the voxels stored.
     index
-        Column name to numpy array with a row per sample (INDEX_SCHEMA; text columns are object arrays of str).
+        Column name to numpy array with a row per sample (INDEX_SCHEMA; text columns are object arrays of str);
+        `index.table` is the same as an arrow table.
     """
 
     path: Path
     meta: dict[str, Any]
     mask: np.ndarray
-    index: dict[str, np.ndarray]
+    index: Columns
 
     @property
     def corpus_id(self) -> str:
@@ -67,7 +91,7 @@ class Corpus:
 
     def __len__(self) -> int:
         """Samples."""
-        return len(self.index["key"])
+        return int(self.index.table.num_rows)
 
 
 def open_corpus(path: str | Path, check_shards: bool = True) -> Corpus:
@@ -127,7 +151,7 @@ def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:
     return mask
 
 
-def _read_index(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray]:
+def _read_index(path: Path, meta: dict[str, Any]) -> Columns:
     file = path / "index.parquet"
     try:
         table = pq.read_table(file)
@@ -138,7 +162,7 @@ def _read_index(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray]:
         raise CorpusError(f"{file}: columns missing: {', '.join(missing)}; build the corpus again")
     if table.num_rows != meta["totals"]["samples"]:
         raise CorpusError(f"{file}: {table.num_rows} samples, corpus.json says {meta['totals']['samples']}")
-    return {name: table.column(name).to_numpy() for name in INDEX_SCHEMA.names}
+    return Columns(table.select(INDEX_SCHEMA.names))
 
 
 def _check_shards(corpus: Corpus) -> None:
