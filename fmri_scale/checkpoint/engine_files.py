@@ -1,0 +1,74 @@
+"""How DeepSpeed's engine reads and writes its files: never unpickling code, and never leaving a peer waiting.
+
+`install(engine)` replaces the engine's checkpoint engine. Two things differ from DeepSpeed 0.19.8's own:
+- reading refuses every class but the three DeepSpeed pickles itself (it loads with `weights_only=False`;
+  `test_engine_refuses_a_pickle_that_runs_code`);
+- a rank that cannot write (disk full) does not leave `save_checkpoint` before its last barrier, where the others
+  would wait for ever; the fault is kept and raised afterwards (`test_full_disk_stops_all_ranks`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+from fmri_scale.checkpoint import layout
+from fmri_scale.checkpoint.reading import PICKLED_CLASSES, load_tensors
+from fmri_scale.errors import CheckpointError
+
+_CLASSES = dict(zip(PICKLED_CLASSES, (LossScaler, ZeroStageEnum, fragment_address), strict=True))
+
+
+class EngineFiles(TorchCheckpointEngine):
+    """Reads safely; records what this rank wrote and what went wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[Path] = []
+        self.fault = ""
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Write one file; keep the reason if that fails."""
+        try:
+            torch.save(state_dict, path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            self.fault = self.fault or f"{path}: {str(error).splitlines()[0]}"
+        else:
+            self.written.append(Path(path))
+
+    def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
+        """Read one file to the CPU; `map_location` is always that in what DeepSpeed asks."""
+        return load_tensors(Path(path), _CLASSES, in_memory=True)
+
+
+def install(engine: Any) -> None:
+    """Make a DeepSpeed engine use `EngineFiles`."""
+    engine.checkpoint_engine = EngineFiles()
+
+
+def writer(engine: Any) -> Callable[[Path], list[Path]]:
+    """Return what `commit.save` needs: a collective that writes the engine's files below a folder."""
+
+    def write(folder: Path) -> list[Path]:
+        install(engine)
+        engine.save_checkpoint(str(folder), tag=layout.ENGINE, save_latest=False)
+        for script in folder.glob("zero_to_*.py"):  # DeepSpeed's converters unpickle; consolidated_state replaces them
+            script.unlink(missing_ok=True)
+        if engine.checkpoint_engine.fault:
+            raise CheckpointError(engine.checkpoint_engine.fault)
+        return engine.checkpoint_engine.written
+
+    return write
+
+
+def read(engine: Any, checkpoint: layout.CheckpointDir) -> None:
+    """Load weights and optimizer state into an engine of the same ZeRO stage and number of ranks."""
+    install(engine)
+    path, _ = engine.load_checkpoint(str(checkpoint.path), tag=layout.ENGINE, load_lr_scheduler_states=False)
+    if path is None:
+        raise CheckpointError(f"{checkpoint.engine}: DeepSpeed found nothing to load")

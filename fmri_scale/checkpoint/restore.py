@@ -1,0 +1,93 @@
+"""Whether a run may continue from a checkpoint, and what has changed since; then the loading itself.
+
+The guard compares the configuration in the checkpoint with the one the run was started with. Changes of the
+model, the masks or the order of the data are refused unless `checkpoint.allow_change` is set; all others are
+reported and taken over.
+"""
+
+from typing import Any
+
+from fmri_scale.checkpoint.consolidate import parameter_shapes
+from fmri_scale.checkpoint.layout import CheckpointDir
+from fmri_scale.checkpoint.state import TrainingState, read_config, read_state
+from fmri_scale.config import Config, to_dict
+from fmri_scale.errors import CheckpointError
+from fmri_scale.log import get_logger
+
+log = get_logger(__name__)
+
+MODEL = ("model.", "mask.")
+ORDER = ("seed", "data.split", "data.normalisation", "optim.global_batch")
+FREE = ("model.backend", "model.checkpoint_blocks")
+UNTOLD = ("run_dir", "data.corpus", "checkpoint.", "log.")
+"Keys whose change is nobody's concern: places (the corpus itself is compared by its id) and reporting."
+
+
+def differences(saved: Config, wanted: Config) -> list[tuple[str, Any, Any]]:
+    """Return (key, saved value, wanted value) for every key that differs, in the schema's order."""
+    old, new = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    return [(key, old[key], new[key]) for key in new if old[key] != new[key]]
+
+
+def check(checkpoint: CheckpointDir, config: Config, corpus_id: str, world_size: int) -> TrainingState:
+    """Return the checkpoint's training state if the run may continue from it; report harmless changes.
+
+    Raises
+    ------
+    CheckpointError : another model, another data order, another corpus (each unless `checkpoint.allow_change`),
+        or files of another number of ranks or ZeRO stage.
+    """
+    state = read_state(checkpoint.path)
+    changed = differences(read_config(checkpoint.path), config)
+    refused = [_say(c) for c in changed if _is_fixed(c[0])]
+    if state.corpus_id != corpus_id:
+        refused.append(f"corpus id {state.corpus_id[:12]} -> {corpus_id[:12]}")
+    if refused and not config.checkpoint.allow_change:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained with another model or data order: {', '.join(refused)}; restore these "
+            "values, choose a new run_dir, or set checkpoint.allow_change=true"
+        )
+    _check_layout(checkpoint, state, config.engine.zero_stage, world_size)
+    for change in changed:
+        if not change[0].startswith(UNTOLD):
+            log.warning("resuming with a changed configuration: %s", _say(change))
+    return state
+
+
+def check_shapes(checkpoint: CheckpointDir, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the checkpoint's parameters have the names and shapes of the model's."""
+    saved = parameter_shapes(checkpoint)
+    for name in sorted(saved.keys() | shapes.keys()):
+        if saved.get(name) != shapes.get(name):
+            raise CheckpointError(
+                f"{checkpoint.path}: is of another model size: parameter {name} is {_shape(saved.get(name))} in the "
+                f"checkpoint and {_shape(shapes.get(name))} in the model; restore the model's configuration or "
+                "choose a new run_dir"
+            )
+
+
+def _check_layout(checkpoint: CheckpointDir, state: TrainingState, zero_stage: int, world_size: int) -> None:
+    if (state.world_size, state.zero_stage) != (world_size, zero_stage):
+        raise CheckpointError(
+            f"{checkpoint.path}: was written by {state.world_size} ranks with engine.zero_stage={state.zero_stage} and "
+            f"cannot be resumed by {world_size} with engine.zero_stage={zero_stage}; start it as it was written"
+        )
+
+
+def _is_fixed(key: str) -> bool:
+    return key not in FREE and (key.startswith(MODEL) or key in ORDER)
+
+
+def _say(change: tuple[str, Any, Any]) -> str:
+    return f"{change[0]} {change[1]!r} -> {change[2]!r}"
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "a scalar"
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
