@@ -1,0 +1,64 @@
+"""Geometry that tests and benchmarks share: random small grids, and the stages of the base model.
+
+Only numbers are made here; each operation's `cases.py` turns them into tensors.
+"""
+
+import random
+from dataclasses import dataclass
+
+from fmri_scale.kernels.windows import Axes, Windows
+
+WINDOW_SIZES: tuple[Axes, ...] = ((2, 2, 2, 4), (4, 4, 4, 4), (2, 4, 2, 4))
+WIDTHS = (8, 24, 40, 72)
+STATES = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the base model (embed 36, 96 x 96 x 96 x 20 voxels)."""
+
+    name: str
+    width: int
+    "Channels C of the tokens; the mixer's inner width is 2 C."
+    windows: Windows
+    blocks: int
+    "Blocks of encoder and decoder together."
+
+
+STAGES = (
+    Stage("s1", 36, Windows((16, 16, 16, 20), (4, 4, 4, 4), (2, 2, 2, 2)), 4),
+    Stage("s2", 72, Windows((8, 8, 8, 20), (4, 4, 4, 4), (2, 2, 2, 2)), 4),
+    Stage("s3", 144, Windows((4, 4, 4, 20), (4, 4, 4, 4), (0, 0, 0, 2)), 12),
+    Stage("s4", 288, Windows((2, 2, 2, 20), (2, 2, 2, 4), (0, 0, 0, 0)), 2),
+)
+"An odd block's shift stands for both kinds; s4 lies in the encoder alone and is never shifted."
+
+
+def fit_windows(tokens: Axes, window: Axes, shift: tuple[bool, bool, bool, bool]) -> Windows:
+    """Pad a grid and clamp its windows as the model does.
+
+    An axis no longer than its window becomes one unshifted window; any other is padded to whole windows and, where
+    asked, shifted by half a window.
+    """
+    grid, size, offset = [], [], []
+    for n, w, shifted in zip(tokens, window, shift, strict=True):
+        one = n <= w
+        size.append(n if one else w)
+        grid.append(n if one else -(-n // w) * w)
+        offset.append(0 if one or not shifted else w // 2)
+    return Windows(_axes(grid), _axes(size), _axes(offset))
+
+
+def random_windows(rng: random.Random, max_tokens: int = 4096) -> Windows:
+    """Draw a grid of 2 to 8 tokens an axis (T often no multiple of its window), a window and shifted axes."""
+    while True:
+        tokens = [rng.randint(2, 8) for _ in range(4)]
+        shift = tuple(rng.random() < 0.5 for _ in range(4))
+        windows = fit_windows(_axes(tokens), rng.choice(WINDOW_SIZES), shift)  # type: ignore[arg-type]
+        if windows.num_tokens <= max_tokens:
+            return windows
+
+
+def _axes(values: list[int]) -> Axes:
+    d, h, w, t = values
+    return d, h, w, t
