@@ -9,5 +9,9 @@ class InputError(ShardingError):
     """An input file (NIfTI, mask, atlas, table) that cannot be used as it is."""
 
 
+class NotASeriesError(InputError):
+    """An image without a time axis."""
+
+
 class CorpusError(ShardingError):
     """A corpus folder that is missing, incomplete or damaged."""

@@ -1,0 +1,212 @@
+"""Decide, before any work starts, which runs stand in which shard and in what order.
+
+In: runs and settings. Out: a `Plan`: shards, each a fixed list of runs. Subjects of a dataset are ordered by a seeded
+hash, so that neighbours are strangers and the order of the inputs plays no part; shards are filled in that order up
+to a size known from the headers. Only headers are read.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import xxhash
+
+from sharding.discover import LeftOut, RunSource
+from sharding.errors import InputError, NotASeriesError
+from sharding.format import SCHEMA_VERSION, SEGMENT_FRAMES
+from sharding.prepare import PreprocessingSettings, check_run
+from sharding.read import ImageInfo
+from sharding.sample import run_label
+from sharding.split import DEFAULT_FRACTIONS, split_of
+
+SAMPLE_OVERHEAD_BYTES = 8192
+"Headers, padding and JSON of a sample, for the size of a shard to come."
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What decides a corpus, beside its inputs."""
+
+    preprocessing: PreprocessingSettings = field(default_factory=PreprocessingSettings)
+    assume_mni: bool = False
+    seed: int = 0
+    "Of the order of subjects in shards."
+    shard_bytes: int = 2**30
+    "Size up to which a shard is filled; a run is never divided between shards."
+    splits: tuple[float, float, float] = DEFAULT_FRACTIONS
+    "Shares of train, val and test."
+    licence_note: str = ""
+    "Terms of the data, copied into the corpus."
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run whose header is good."""
+
+    source: RunSource
+    info: ImageInfo
+    num_frames: int
+    "Frames after resampling."
+    split: str
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to be made."""
+
+    name: str
+    runs: tuple[PlannedRun, ...]
+    digest: str
+    "Of everything that decides its bytes, files by size and time of change."
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An input that cannot be used, known from its header."""
+
+    source: RunSource
+    status: str
+    "failed, or skipped where nobody asked for this file by name."
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards, and what will not be in them."""
+
+    shards: tuple[PlannedShard, ...]
+    rejected: tuple[Rejected, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Frames to be made."""
+        return sum(run.num_frames for shard in self.shards for run in shard.runs)
+
+    @property
+    def digest(self) -> str:
+        """Of the whole plan."""
+        parts = [shard.digest for shard in self.shards]
+        parts += [f"{item.source.path}\0{item.reason}" for item in self.rejected]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def plan_build(
+    sources: Iterable[RunSource],
+    left_out: Iterable[LeftOut],
+    settings: BuildSettings,
+    num_voxels: int,
+    mask_sha256: str,
+    progress: Callable[[], None] = lambda: None,
+) -> Plan:
+    """Read headers and lay out shards.
+
+    Parameters
+    ----------
+    sources, left_out
+        From `discover.find_runs`.
+    num_voxels, mask_sha256
+        Of the mask that is stored.
+    progress
+        Called after each header.
+
+    Raises
+    ------
+    InputError
+        Two runs have the same dataset, subject, session, task and run.
+    """
+    runs: list[PlannedRun] = []
+    rejected: list[Rejected] = []
+    for source in sources:
+        outcome = _look_at(source, settings)
+        (runs if isinstance(outcome, PlannedRun) else rejected).append(outcome)  # type: ignore[arg-type]
+        progress()
+    _check_unique(runs)
+    context = {"schema": SCHEMA_VERSION, "mask": mask_sha256, **settings.to_json()}
+    shards = tuple(
+        PlannedShard(name, tuple(part), _digest(name, part, context))
+        for name, part in _fill(_ordered(runs, settings.seed), settings.shard_bytes, num_voxels)
+    )
+    return Plan(shards, tuple(rejected), tuple(left_out))
+
+
+def _look_at(source: RunSource, settings: BuildSettings) -> PlannedRun | Rejected:
+    try:
+        info, num_frames = check_run(
+            source.path, settings.preprocessing, tr=source.tr, mask_path=source.mask, assume_mni=settings.assume_mni
+        )
+    except NotASeriesError as error:
+        return Rejected(source, "skipped" if source.found else "failed", str(error))
+    except InputError as error:
+        return Rejected(source, "failed", str(error))
+    group = source.family or source.subject
+    return PlannedRun(source, info, num_frames, source.split or split_of(source.dataset, group, settings.splits))
+
+
+def _check_unique(runs: list[PlannedRun]) -> None:
+    seen: dict[str, PlannedRun] = {}
+    for run in runs:
+        label = run_label(run.source)
+        other = seen.setdefault(label, run)
+        if other is not run:
+            raise InputError(
+                f"{other.source.path} and {run.source.path} are both {label}; "
+                "tell them apart by name, by --dataset, or by a table's columns session, task and run"
+            )
+
+
+def _ordered(runs: list[PlannedRun], seed: int) -> list[PlannedRun]:
+    def place(run: PlannedRun) -> tuple[str, int, str, str]:
+        source = run.source
+        spot = xxhash.xxh3_64_intdigest(f"{source.dataset}\0{source.subject}".encode(), seed=seed)
+        return source.dataset, spot, source.subject, run_label(source)
+
+    return sorted(runs, key=place)
+
+
+def _fill(runs: list[PlannedRun], shard_bytes: int, num_voxels: int) -> Iterable[tuple[str, list[PlannedRun]]]:
+    by_dataset: dict[str, list[PlannedRun]] = defaultdict(list)
+    for run in runs:
+        by_dataset[run.source.dataset].append(run)
+    for dataset, members in by_dataset.items():
+        parts: list[list[PlannedRun]] = [[]]
+        filled = 0
+        for run in members:
+            size = _stored_bytes(run.num_frames, num_voxels)
+            if parts[-1] and filled + size > shard_bytes:
+                parts.append([])
+                filled = 0
+            parts[-1].append(run)
+            filled += size
+        for number, part in enumerate(parts):
+            yield f"{dataset}-{number:06d}.tar", part
+
+
+def _stored_bytes(num_frames: int, num_voxels: int) -> int:
+    samples = -(-num_frames // SEGMENT_FRAMES)
+    return num_frames * (num_voxels + 8) + samples * (8 * num_voxels + SAMPLE_OVERHEAD_BYTES)
+
+
+def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
+    facts: list[Any] = [name, context]
+    for run in runs:
+        source = {key: str(value) for key, value in asdict(run.source).items() if key not in ("path", "found")}
+        mask = run.source.mask.stat() if run.source.mask else None
+        facts.append(
+            [
+                source,
+                str(run.source.path.resolve()),
+                run.info.size,
+                run.info.mtime_ns,
+                run.split,
+                [mask.st_size, mask.st_mtime_ns] if mask else None,
+            ]
+        )
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

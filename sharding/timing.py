@@ -1,0 +1,136 @@
+"""Time: the repetition time of a run, and its resampling, frame by frame as they arrive.
+
+A `TimeResampler` takes float32 frames (F, V) spaced by the run's TR and gives frames spaced by the target TR, starting
+with the first. Up-sampling is linear; down-sampling passes a windowed-sinc low-pass cut at the target's Nyquist
+frequency, so nothing aliases. Both are symmetric in time: no phase shift. Only the frames still needed are kept.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from sharding.errors import InputError
+from sharding.read import ImageInfo
+
+MIN_TR_S, MAX_TR_S = 0.05, 20.0
+"Repetition times that an fMRI run can have."
+
+SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+LOBES = 4
+"Zero crossings of the low-pass kernel on either side."
+
+
+def repetition_time(info: ImageInfo, given: float | None = None) -> tuple[float, str]:
+    """Repetition time of a run in s, and where it comes from.
+
+    Parameters
+    ----------
+    info
+        The opened image.
+    given
+        What the user says, in s; goes before the sidecar (RepetitionTime of FILE.json), and this before the header.
+
+    Raises
+    ------
+    InputError
+        No plausible value: it is 0, absurd, or in a unit that is no time.
+    """
+    if given is not None:
+        return _plausible(info.path, given, f"--tr or table says {given:g} s"), "given"
+    sidecar = _sidecar_tr(info.path)
+    if sidecar is not None:
+        return _plausible(info.path, sidecar, f"sidecar says {sidecar:g} s"), "sidecar"
+    factor = SECONDS_PER_UNIT.get(info.frame_unit)
+    said = f"header says pixdim {info.frame_step:g} in unit {info.frame_unit}"
+    if factor is None:
+        raise InputError(f"{info.path}: TR unknown: {said}, which is no time; give --tr SECONDS or a tr column")
+    return _plausible(info.path, info.frame_step * factor, said), "header"
+
+
+def _plausible(path: Path, tr: float, said: str) -> float:
+    if not (math.isfinite(tr) and MIN_TR_S <= tr <= MAX_TR_S):
+        raise InputError(
+            f"{path}: TR {tr:g} s ({said}) is not within {MIN_TR_S:g} to {MAX_TR_S:g} s; "
+            "give --tr SECONDS or a tr column"
+        )
+    return round(tr, 6)  # headers hold float32: 0.72 reads as 0.7200000286
+
+
+def _sidecar_tr(path: Path) -> float | None:
+    sidecar = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    if not sidecar.is_file():
+        return None
+    try:
+        value = json.loads(sidecar.read_text(encoding="utf-8")).get("RepetitionTime")
+        return None if value is None else float(value)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{sidecar}: sidecar cannot be read ({error}); repair it or give --tr SECONDS") from error
+
+
+def resampled_frames(num_frames: int, tr: float, target_tr: float) -> int:
+    """Frames at `target_tr` from the first frame to no later than the last (both in s)."""
+    return math.floor((num_frames - 1) * tr / target_tr + 1e-6) + 1
+
+
+class TimeResampler:
+    """Resample a stream of frames in time.
+
+    Parameters
+    ----------
+    num_frames
+        Frames that will be pushed.
+    tr, target_tr
+        Spacing of frames in and out, in s.
+    """
+
+    def __init__(self, num_frames: int, tr: float, target_tr: float) -> None:
+        self.num_in = num_frames
+        self.num_out = resampled_frames(num_frames, tr, target_tr)
+        self._ratio = target_tr / tr
+        self._identity = abs(self._ratio - 1) < 1e-6
+        self._kept: list[np.ndarray] = []
+        self._first_kept = 0
+        self._next_out = 0
+
+    def push(self, frames: np.ndarray) -> np.ndarray:
+        """Take the next frames float32 (F, V); return those that can now be made, float32 (G, V), G from 0."""
+        if self._identity:
+            return frames
+        self._kept.extend(frames)
+        out = []
+        while self._next_out < self.num_out:
+            taps, weights = self.taps(self._next_out)
+            if taps[-1] >= self._first_kept + len(self._kept):
+                break
+            self._forget(int(taps[0]))
+            out.append(self._weighted(taps, weights))
+            self._next_out += 1
+        return np.stack(out) if out else np.empty((0, frames.shape[1]), dtype=np.float32)
+
+    def taps(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input frames int64 (K,) and float32 weights (K,), summing to 1, that make output frame `frame`."""
+        position = min(frame * self._ratio, self.num_in - 1.0)
+        if self._ratio <= 1:
+            low = min(math.floor(position + 1e-9), self.num_in - 1)
+            upper = max(position - low, 0.0)
+            if upper < 1e-9 or low == self.num_in - 1:
+                return np.array([low]), np.ones(1, dtype=np.float32)
+            return np.array([low, low + 1]), np.array([1 - upper, upper], dtype=np.float32)
+        reach = LOBES * self._ratio
+        taps = np.arange(max(0, math.ceil(position - reach)), min(self.num_in - 1, math.floor(position + reach)) + 1)
+        distance = (taps - position) / self._ratio
+        weights = np.sinc(distance) * (0.5 + 0.5 * np.cos(np.pi * distance / LOBES))
+        return taps, (weights / weights.sum()).astype(np.float32)
+
+    def _forget(self, first: int) -> None:
+        del self._kept[: max(0, first - self._first_kept)]
+        self._first_kept = max(self._first_kept, first)
+
+    def _weighted(self, taps: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        frame = self._kept[taps[0] - self._first_kept] * weights[0]
+        for tap, weight in zip(taps[1:], weights[1:], strict=True):
+            frame += self._kept[tap - self._first_kept] * weight
+        return frame
