@@ -13,9 +13,13 @@ Nothing here reads or writes a file.
 """
 
 import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    from sharding.tables import INDEX_SCHEMA as INDEX_SCHEMA
+    from sharding.tables import RUNS_SCHEMA as RUNS_SCHEMA
 
 SCHEMA_VERSION = 1
 "Version of this contract; a reader refuses a corpus with a higher one."
@@ -66,68 +70,14 @@ DATASET_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
 SPLITS = ("train", "val", "test")
 
-INDEX_SCHEMA = pa.schema(
-    [
-        ("shard", pa.string()),
-        ("key", pa.string()),
-        *[(f"{stem}_{part}", pa.int64()) for stem in MEMBER_COLUMNS.values() for part in ("offset", "bytes")],
-        ("start_frame", pa.int64()),
-        ("n_frames", pa.int64()),
-        *[(name, pa.string()) for name in ("dataset", "subject", "session", "run", "task", "split", "family")],
-        *[(name, pa.float64()) for name in ("tr", "unit", "mean", "sd", "background")],
-        *[(f"{stem}_xxh3", pa.uint64()) for stem in MEMBER_COLUMNS.values()],
-    ]
-)
-"""A row per sample. Offsets are of a member's payload (npy header included) from the start of the shard, in bytes;
-start_frame counts from the run's first frame; tr in s; mean, sd and background as in prepare.py; text is "" if absent.
-"""
 
-RUNS_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("source_bytes", pa.int64()),
-        ("source_mtime_ns", pa.int64()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("shard", pa.string()),
-        *[
-            (name, pa.string())
-            for name in ("dataset", "subject", "session", "run", "task", "variant", "split", "family")
-        ],
-        ("source_shape", pa.string()),
-        ("source_orientation", pa.string()),
-        ("source_voxel_mm", pa.string()),
-        ("source_dtype", pa.string()),
-        ("source_frames", pa.int64()),
-        ("source_tr", pa.float64()),
-        ("tr_from", pa.string()),
-        ("space", pa.string()),
-        ("geometry", pa.string()),
-        ("frames", pa.int64()),
-        ("tr", pa.float64()),
-        *[
-            (name, pa.float64())
-            for name in (
-                "mean",
-                "sd",
-                "background",
-                "brain_covered",
-                "head_in_mask",
-                "outside_fov",
-                "tsnr_median",
-                "dvars_median",
-                "clipped_fraction",
-                "negative_fraction",
-                "constant_fraction",
-            )
-        ],
-        ("nonfinite_values", pa.int64()),
-        ("zero_frames", pa.int64()),
-    ]
-)
-"""A row per input. status is ok, failed or skipped, with the reason; frames are those stored, source_frames those read;
-geometry is exact (cropped and padded) or resampled; fractions are of stored voxels or values.
-"""
+def __getattr__(name: str) -> Any:
+    """INDEX_SCHEMA and RUNS_SCHEMA when they are asked for: feature extraction needs the grid but no pyarrow."""
+    if name in ("INDEX_SCHEMA", "RUNS_SCHEMA"):
+        from sharding import tables
+
+        return getattr(tables, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def num_codes_bytes(n_frames: int, num_voxels: int) -> int:

@@ -1,0 +1,37 @@
+"""A mask on the canonical grid as a NIfTI file, and back. In and out: bool (96, 96, 96), or the shape asked for."""
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from sharding.errors import ShardingError
+from sharding.format import GRID_AFFINE, GRID_SHAPE
+
+
+def mask_bytes(mask: np.ndarray) -> bytes:
+    """Return a mask as a .nii.gz file in MNI152 space; the same mask gives the same bytes."""
+    image = nib.Nifti1Image(mask.astype(np.uint8), GRID_AFFINE)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(GRID_AFFINE, code=4)
+    image.set_qform(GRID_AFFINE, code=4)
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def read_mask(path: Path, shape: tuple[int, ...] = GRID_SHAPE) -> np.ndarray:
+    """Return the mask in a file.
+
+    Raises
+    ------
+    ShardingError
+        It cannot be read, or lies on another grid.
+    """
+    try:
+        image = nib.load(path)
+        values, affine = np.asarray(image.dataobj), image.affine  # type: ignore[attr-defined]
+    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+        raise ShardingError(f"{path}: cannot be read as a mask ({error})") from error
+    if values.shape != shape or not np.allclose(affine, GRID_AFFINE):
+        raise ShardingError(f"{path}: grid {values.shape} is not the expected {shape} RAS 2 mm grid")
+    return values > 0
