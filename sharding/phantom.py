@@ -107,8 +107,8 @@ class _Traits:
         site = person.site
         self.site = site
         contrast = anatomy.grey + site.grey_white * anatomy.white + 1.35 * anatomy.fluid
-        bias = 1 + 0.12 * anatomy.smooth_field(rng, 50.0)
-        self.baseline = 900 * rng.uniform(0.9, 1.1) * contrast * anatomy.coverage * bias
+        bias = 1 + 0.05 * anatomy.smooth_field(rng, 90.0)
+        self.baseline = 900 * rng.uniform(0.9, 1.1) * contrast * anatomy.coverage * anatomy.filled * bias
         spread = 1 + 0.3 * anatomy.smooth_field(rng, 18.0)
         amplitude = rng.uniform(0.7, 1.3, len(NETWORKS))
         amplitude[list(NETWORKS).index("default")] *= 1.3 - 0.008 * (person.age - 20)

@@ -50,6 +50,8 @@ class Anatomy:
     fluid: np.ndarray
     coverage: np.ndarray
     "Share of signal left where air-filled sinuses disturb the field."
+    filled: np.ndarray
+    "Share of a voxel that is brain: falls off at the rim."
 
     def smooth_field(self, rng: np.random.Generator, width_mm: float) -> np.ndarray:
         """Random field of unit variance, smooth over about `width_mm`: float32 (brain voxels,)."""
@@ -83,7 +85,8 @@ def load_anatomy(voxel_mm: float) -> Anatomy:
     grey, white = grey[brain], white[brain]
     # The template has no map of fluid; it is dark in T1, and what is neither grey nor white.
     fluid = np.clip(1 - grey - white, 0, 1) * np.clip(1.4 - 1.6 * head[brain], 0, 1)
-    return Anatomy(voxel_mm, shape, affine, brain, mm, grey, white, fluid, _coverage(mm))  # type: ignore[arg-type]
+    filled = np.clip(2 * ndimage.gaussian_filter(brain.astype(np.float32), 1.5 / voxel_mm)[brain] - 0.6, 0.1, 1)
+    return Anatomy(voxel_mm, shape, affine, brain, mm, grey, white, fluid, _coverage(mm), filled)  # type: ignore[arg-type]
 
 
 def network_map(anatomy: Anatomy, name: str, shift_mm: np.ndarray) -> np.ndarray:

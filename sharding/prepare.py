@@ -16,7 +16,7 @@ from sharding.grid import Sampler, grid_sampler, image_frame, orientation
 from sharding.mask import brain_mask
 from sharding.moments import MomentSums, RunMoments
 from sharding.quantise import encode, power_of_two_unit, voxel_scale
-from sharding.read import ImageInfo, open_image, read_frames, read_volume_with_shape
+from sharding.read import ImageInfo, open_image, read_frames, read_volume
 from sharding.space import Overlap, check_overlap, claimed_space, overlap
 from sharding.store import FrameStore
 from sharding.timing import TimeResampler, repetition_time, resampled_frames
@@ -238,9 +238,9 @@ def _statistics_voxels(mask_path: str | Path | None, wanted: np.ndarray) -> np.n
     """Stored voxels over which a run's statistics are taken: bool (V,)."""
     if mask_path is None:
         return brain_mask(dilated=False).ravel()[wanted]
-    values, affine, shape = read_volume_with_shape(mask_path)
-    sampler = grid_sampler(image_frame(shape, affine, str(mask_path)), wanted)
-    brain = sampler.nearest(values != 0)
+    volume = read_volume(mask_path)
+    sampler = grid_sampler(image_frame(volume.shape, volume.affine, str(mask_path)), wanted)
+    brain = sampler.nearest(volume.values != 0)
     if brain.sum() < 1000:
         raise InputError(f"{mask_path}: mask has {int(brain.sum())} voxels in the MNI brain; 1000 or more expected")
     return brain

@@ -125,14 +125,19 @@ def read_frames(info: ImageInfo) -> Iterator[np.ndarray]:
         raise InputError(f"{info.path}: changed while it was read; build again when nothing writes to it")
 
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a 3D image (a mask or labels) as stored: flat array (voxels,) in file order, and its affine."""
-    values, affine, _ = read_volume_with_shape(path)
-    return values, affine
+@dataclass(frozen=True)
+class Volume:
+    """A 3D image as stored."""
+
+    values: np.ndarray
+    "(voxels,) in file order (x fastest)."
+    affine: np.ndarray
+    "float64 (4, 4): voxel to mm."
+    shape: tuple[int, int, int]
 
 
-def read_volume_with_shape(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
-    """As `read_volume`, with the image's shape.
+def read_volume(path: str | Path) -> Volume:
+    """Read a 3D image: a mask or labels.
 
     Raises
     ------
@@ -146,7 +151,7 @@ def read_volume_with_shape(path: str | Path) -> tuple[np.ndarray, np.ndarray, tu
         raise InputError(f"{path}: shape {shape}, expected a 3D image")
     with readable(path):
         values = np.asarray(image.dataobj).reshape(-1, order="F")
-    return values, np.asarray(image.affine, dtype=np.float64), shape[:3]  # type: ignore[return-value]
+    return Volume(values, np.asarray(image.affine, dtype=np.float64), shape[:3])  # type: ignore[arg-type]
 
 
 @contextlib.contextmanager
