@@ -1,11 +1,12 @@
 """Atlases on the canonical grid: labels of every voxel, names of labels, and which patches a region lies in.
 
 In: a 3D label image (NIfTI, any orientation and grid) and a table of its labels. Out: int32 (96, 96, 96) and the
-share of each patch that each region fills. Labels are brought over by the image's affine and nearest neighbour, so an
+voxels of each patch that each region fills. Labels are brought over by the image's affine and nearest neighbour, so an
 atlas stored as LAS, RAS or LIA gives the same array; an atlas is taken to be in MNI152 space.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,36 +88,40 @@ def load_labels_tsv(path: str | Path) -> list[Label]:
     return [labels[index] for index in sorted(labels)]
 
 
-def patch_occupancy(labels: np.ndarray, patch: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """How much of each patch each region fills.
+def region_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels that occur, ascending and without 0: int32 (R,), the rows of `patch_occupancy`."""
+    found = np.unique(labels)
+    return found[found != 0].astype(np.int32)
+
+
+def patch_occupancy(labels: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    """How many voxels of each patch each region fills.
 
     Parameters
     ----------
     labels
         int (X, Y, Z), 0 for none.
     patch
-        Voxels of a patch along x, y, z; each divides its axis.
+        Voxels of a patch along x, y, z; each divides its axis. Further entries (time) are refused.
 
     Returns
     -------
-    regions
-        int32 (R,): the labels present, ascending, without 0.
-    occupancy
-        float32 (R, P): share of the voxels of patch p (C order over the patches' grid) that region r fills.
+    int32 (R, P): voxels of region r (in the order of `region_labels`) in patch p (C order over the grid of patches).
 
     Raises
     ------
     InputError
         A patch does not divide the grid.
     """
-    if any(size % step for size, step in zip(labels.shape, patch, strict=True)):
+    if len(patch) != 3 or any(size % step for size, step in zip(labels.shape, patch, strict=True)):
         raise InputError(f"patch {tuple(patch)} does not divide the grid {labels.shape}")
     counts = [size // step for size, step in zip(labels.shape, patch, strict=True)]
     blocks = labels.reshape(counts[0], patch[0], counts[1], patch[1], counts[2], patch[2])
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(np.prod(counts), np.prod(patch))
-    regions, position = np.unique(blocks, return_inverse=True)
-    position = position.reshape(blocks.shape)
-    place = position * len(blocks) + np.arange(len(blocks))[:, None]
-    filled = np.bincount(place.ravel(), minlength=len(regions) * len(blocks)).reshape(len(regions), len(blocks))
-    present = regions != 0
-    return regions[present].astype(np.int32), (filled[present] / blocks.shape[1]).astype(np.float32)
+    regions = region_labels(labels)
+    filled = np.zeros((len(regions), len(blocks)), dtype=np.int32)
+    inside = blocks != 0
+    row = np.searchsorted(regions, blocks[inside])
+    column = np.broadcast_to(np.arange(len(blocks))[:, None], blocks.shape)[inside]
+    np.add.at(filled, (row, column), 1)
+    return filled
