@@ -2,7 +2,7 @@
 
 import math
 
-from fmri_scale.config.schema import Config, MaskConfig, ModelConfig, OptimConfig
+from fmri_scale.config.schema import Config, DataConfig, MaskConfig, ModelConfig, OptimConfig
 from fmri_scale.errors import ConfigError
 
 CHOICES = {
@@ -13,6 +13,7 @@ CHOICES = {
     "data.split": ("train", "val", "test", "all"),
     "data.normalisation": ("run_z", "voxel_z", "frame_z", "none"),
     "data.on_bad_sample": ("raise", "substitute"),
+    "data.access": ("auto", "range", "stream"),
     "engine.dtype": ("fp32", "bf16"),
     "engine.zero_stage": (0, 1, 2, 3),
     "checkpoint.resume": ("auto", "never"),
@@ -30,8 +31,7 @@ def check(config: Config) -> None:
     check_model(config.model)
     _check_mask(config.mask)
     _check_optim(config.optim)
-    _positive("data.prefetch", config.data.prefetch)
-    _at_least("data.num_readers", config.data.num_readers, 0)
+    _check_data(config.data)
     _positive("log.every_steps", config.log.every_steps)
     _positive("checkpoint.keep_last", config.checkpoint.keep_last)
     _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 0)
@@ -50,6 +50,12 @@ def check_model(model: ModelConfig) -> None:
     for axis, voxels, patch in zip("xyz", model.image_size, model.patch_size, strict=False):
         if voxels % patch:
             raise ConfigError(f"model.image_size: {voxels} voxels along {axis} are not whole patches of {patch}")
+        halvings = len(model.depths) - 1
+        if voxels // patch % 2**halvings:
+            raise ConfigError(
+                f"model.depths={model.depths}: {voxels // patch} patches along {axis} cannot be halved "
+                f"{halvings} times; take fewer stages or another patch_size"
+            )
     for key in ("num_frames", "in_channels", "embed_dim", "channel_multiplier", "state_dim", "conv_dim", "expand"):
         _positive(f"model.{key}", getattr(model, key))
     if model.patch_size[3] != 1:
@@ -67,6 +73,17 @@ def _check_mask(mask: MaskConfig) -> None:
     if mask.strategy == "region" and not mask.atlas:
         raise ConfigError("mask.strategy=region needs mask.atlas, a label image (NIfTI) in the corpus' space")
     _at_least("mask.tube_len", mask.tube_len, 0)
+
+
+def _check_data(data: DataConfig) -> None:
+    for key in ("prefetch_mb", "lanes", "temperature", "stall_timeout_s"):
+        _positive(f"data.{key}", getattr(data, key))
+    for key in ("num_readers", "shuffle_block", "min_jitter", "retries"):
+        _at_least(f"data.{key}", getattr(data, key), 0)
+    for key in ("max_bad_fraction", "max_bad_clips", "cache_gb"):
+        _at_least(f"data.{key}", getattr(data, key), 0)
+    for name, weight in data.weights.items():
+        _at_least(f"data.weights.{name}", weight, 0)
 
 
 def _check_optim(optim: OptimConfig) -> None:

@@ -1,0 +1,83 @@
+"""The encoder: patches to tokens, then stages of shifted-window Mamba blocks, each half as fine as the one before.
+
+`Backbone(config)(volume)` gives the latent map, `.features(volume)` its mean. No final norm (as published).
+Shape suffixes: B clips, C input channels, XYZ voxels, T frames, DHW tokens along x, y, z, E width of a stage.
+"""
+
+from torch import Tensor, nn
+
+from fmri_scale.config import ModelConfig
+from fmri_scale.models.block import Block, run_blocks
+from fmri_scale.models.embed import PatchEmbed, PositionalEmbedding, patchify
+from fmri_scale.models.resample import PatchMerge
+from fmri_scale.models.shapes import StageShape, drop_path_rates, encoder_stages, patch_values
+
+
+class EncoderStage(nn.Module):
+    """Position, blocks, and the merging that leads to the next stage (absent in the last)."""
+
+    def __init__(self, config: ModelConfig, shape: StageShape, first_block: int, drop_path: list[float], last: bool):
+        super().__init__()
+        self.recompute = config.checkpoint_blocks
+        self.position = PositionalEmbedding(shape.grid, config.num_frames, shape.width)
+        self.blocks = nn.ModuleList(
+            Block(shape, config, shape.shifted and i % 2 == 1, first_block + i, rate, encoder=True)
+            for i, rate in enumerate(drop_path)
+        )
+        self.merge = None if last else PatchMerge(shape.width, config.channel_multiplier)
+
+    def forward(self, x_BDHWTE: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """Return the next stage's tokens."""
+        x_BDHWTE = run_blocks(self.blocks, self.position(x_BDHWTE), keys_B, self.recompute)
+        return x_BDHWTE if self.merge is None else self.merge(x_BDHWTE)
+
+
+class Backbone(nn.Module):
+    """The encoder of a configuration; weights are random until `init_weights` or a state dict sets them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        shapes = encoder_stages(config)
+        self.patch_embed = PatchEmbed(patch_values(config), config.embed_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.stages = nn.ModuleList(
+            EncoderStage(config, shape, sum(config.depths[:i]), rates, last=i == len(shapes) - 1)
+            for i, (shape, rates) in enumerate(zip(shapes, drop_path_rates(config), strict=True))
+        )
+
+    def forward(self, volume_BCXYZT: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """Encode clips.
+
+        Parameters
+        ----------
+        volume_BCXYZT : float clips with the configured channels and image size, any number of frames.
+        keys_B : int64 random keys of the clips (`draws.clip_keys`); needed in training where drop_path is on.
+
+        Returns
+        -------
+        latent `[B, E, D, H, W, T]`, E and D, H, W of the last stage.
+        """
+        self.check(volume_BCXYZT)
+        tokens = self.patch_embed(patchify(volume_BCXYZT, self.config.patch_size))
+        return self.encode(self.dropout(tokens), keys_B).permute(0, 5, 1, 2, 3, 4)
+
+    def features(self, volume_BCXYZT: Tensor) -> Tensor:
+        """Return the mean over all tokens of the latent map, `[B, E]`."""
+        return self(volume_BCXYZT).flatten(2).mean(-1)
+
+    def encode(self, tokens_BDHWTE: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """Return the latent map channels last, `[B, D, H, W, T, E]`, of embedded (and perhaps masked) tokens."""
+        for stage in self.stages:
+            tokens_BDHWTE = stage(tokens_BDHWTE, keys_B)
+        return tokens_BDHWTE
+
+    def check(self, volume_BCXYZT: Tensor) -> None:
+        """Raise ValueError unless the clip fits the configuration."""
+        config = self.config
+        expected = (config.in_channels, *config.image_size)
+        if volume_BCXYZT.ndim != 6 or tuple(volume_BCXYZT.shape[1:5]) != expected:
+            raise ValueError(
+                f"volume of shape {tuple(volume_BCXYZT.shape)}: expected [clips, channels, x, y, z, frames] with "
+                f"channels and voxels {expected}"
+            )

@@ -1,0 +1,98 @@
+"""A residual block: normalise, mix inside shifted windows, add; normalise, MLP, add.
+
+Tokens are `[B, D, H, W, T, C]`, channels last, T of any length. Semantics of the published block: zero padding up
+to whole windows after the first norm, odd blocks shifted by half a window (time included) with no boundary mask.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fmri_scale.config import ModelConfig
+from fmri_scale.kernels.windows import Windows
+from fmri_scale.models.draws import uniform
+from fmri_scale.models.mixer import Mixer
+from fmri_scale.models.shapes import Grid4, StageShape, effective_window
+from fmri_scale.models.strd import RedundancyDropout
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last axis; dropout follows both maps, as published."""
+        return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
+
+
+class Block(nn.Module):
+    """One block of a stage.
+
+    Parameters
+    ----------
+    shape : the stage it belongs to.
+    shifted : windows start half a window further.
+    number : position among all blocks of the model; with a clip's key it decides what is dropped.
+    drop_path : probability that a clip skips a branch in training.
+    encoder : prompts and redundancy dropout may act here; the decoder has neither (as published).
+    """
+
+    def __init__(
+        self, shape: StageShape, config: ModelConfig, shifted: bool, number: int, drop_path: float, encoder: bool
+    ) -> None:
+        super().__init__()
+        self.window = shape.window
+        self.shifted = shifted
+        self.drop_path = drop_path
+        self.salt = 3 * number
+        self.norm1 = nn.LayerNorm(shape.width)
+        self.mixer = Mixer(shape.width, config, config.prompt_len if encoder else 0)
+        self.norm2 = nn.LayerNorm(shape.width)
+        self.mlp = Mlp(shape.width, int(shape.width * config.mlp_ratio), config.dropout)
+        self.strd = RedundancyDropout(3 * number + 2) if encoder and config.strd == "published" else None
+
+    def forward(self, x_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """Return tokens of the same shape; `keys_B` are the clips' random keys (`masking.clip_keys`)."""
+        x = x_BDHWTC + self._drop_path(self._mix(self.norm1(x_BDHWTC), keys_B), keys_B, self.salt)
+        return x + self._drop_path(self.mlp(self.norm2(x)), keys_B, self.salt + 1)
+
+    def _mix(self, u_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
+        b, d, h, w, t, c = u_BDHWTC.shape
+        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted)
+        windows = Windows(padded, window, shift)
+        if padded != (d, h, w, t):
+            u_BDHWTC = _pad(u_BDHWTC, padded)
+        mixed_BNC = self.mixer(u_BDHWTC.reshape(b, -1, c), windows)
+        if self.strd is not None:
+            mixed_BNC = self.strd(mixed_BNC, windows, keys_B)
+        return mixed_BNC.view(b, *padded, c)[:, :d, :h, :w, :t]
+
+    def _drop_path(self, branch: Tensor, keys_B: Tensor | None, salt: int) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        if keys_B is None:
+            raise ValueError("stochastic depth in training needs the clips' keys: pass keys_B (TokenMask.keys)")
+        keep_B1 = uniform(keys_B, salt, 1) >= self.drop_path
+        return branch * (keep_B1 / (1.0 - self.drop_path)).to(branch.dtype).view(-1, *[1] * (branch.ndim - 1))
+
+
+def run_blocks(blocks: Iterable[nn.Module], x_BDHWTC: Tensor, keys_B: Tensor | None, recompute: bool) -> Tensor:
+    """Run blocks in order; `recompute` keeps only each block's input for the backward pass."""
+    for block in blocks:
+        if recompute and x_BDHWTC.requires_grad:
+            x_BDHWTC = checkpoint(block, x_BDHWTC, keys_B, use_reentrant=False)
+        else:
+            x_BDHWTC = block(x_BDHWTC, keys_B)
+    return x_BDHWTC
+
+
+def _pad(u_BDHWTC: Tensor, padded: Grid4) -> Tensor:
+    d, h, w, t = (n - have for n, have in zip(padded, u_BDHWTC.shape[1:5], strict=True))
+    return F.pad(u_BDHWTC, (0, 0, 0, t, 0, w, 0, h, 0, d))

@@ -1,0 +1,131 @@
+"""What a model costs, by arithmetic: parameters, operations forward and backward, activations kept.
+
+Operations count a multiply-add as two and cover the matrix products, the convolution and the scan; norms,
+activations and element sums are left out. A backward pass costs twice the matrix products of the forward pass; the
+scan's own factors are below. Operations and bytes are those of one clip.
+"""
+
+import math
+from dataclasses import dataclass
+
+from fmri_scale.config import ModelConfig
+from fmri_scale.models.shapes import (
+    StageShape,
+    decoder_stages,
+    effective_window,
+    encoder_stages,
+    patch_values,
+    stage_width,
+    token_grid,
+)
+
+SCAN_FORWARD = 7
+"Operations per token, channel and state: decay 2, input 1, state 2, output 2."
+SCAN_BACKWARD = 20
+"The same for the backward pass, which recomputes the states (5) and walks them back (15)."
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Cost of one part: scalars, operations of a clip, values its backward pass needs of the forward pass."""
+
+    parameters: int = 0
+    forward_flops: int = 0
+    backward_flops: int = 0
+    kept_values: int = 0
+
+    def __add__(self, other: "PartCost") -> "PartCost":
+        return PartCost(
+            self.parameters + other.parameters,
+            self.forward_flops + other.forward_flops,
+            self.backward_flops + other.backward_flops,
+            self.kept_values + other.kept_values,
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a masked autoencoder: the parts `embed`, `encoder.0` ..., `decoder.0` ..., `head`, and their sum.
+
+    `activation_bytes(2)` is what a clip's activations take in bf16, `activation_bytes(4)` in fp32.
+    """
+
+    parts: dict[str, PartCost]
+
+    @property
+    def total(self) -> PartCost:
+        """The sum of all parts."""
+        return sum(self.parts.values(), PartCost())
+
+    @property
+    def encoder(self) -> PartCost:
+        """The sum of the encoder's parts, mask tokens included."""
+        return sum((part for name, part in self.parts.items() if name.startswith(("embed", "encoder"))), PartCost())
+
+    def activation_bytes(self, bytes_per_value: int) -> int:
+        """Return the bytes that a clip's forward pass keeps for its backward pass."""
+        return self.total.kept_values * bytes_per_value
+
+
+def cost(config: ModelConfig, num_frames: int | None = None) -> Cost:
+    """Return the cost of training on one clip of `num_frames` frames (None: the configuration's)."""
+    frames = config.num_frames if num_frames is None else num_frames
+    tokens, values = math.prod(token_grid(config)) * frames, patch_values(config)
+    masks = PartCost(config.embed_dim * (2 + math.prod(config.window_size)))
+    parts = {"embed": _linear(tokens, values, config.embed_dim, bias=True) + masks}
+    stages = encoder_stages(config)
+    for i, shape in enumerate(stages):
+        position = PartCost((math.prod(shape.grid) + config.num_frames) * shape.width)
+        parts[f"encoder.{i}"] = position + _blocks(config, shape, frames, config.prompt_len)
+        if i < len(stages) - 1:
+            coarse, wide = math.prod(shape.grid) // 8 * frames, 8 * shape.width
+            parts[f"encoder.{i}"] += _norm(coarse, wide) + _linear(coarse, wide, stage_width(config, i + 1))
+    for i, shape in enumerate(decoder_stages(config)):
+        fine = math.prod(shape.grid) * frames
+        expand = _linear(fine // 8, shape.width * config.channel_multiplier, 8 * shape.width) + _norm(fine, shape.width)
+        parts[f"decoder.{i}"] = expand + _blocks(config, shape, frames, prompts=0)
+    head = _norm(tokens, config.embed_dim) + _linear(tokens, config.embed_dim, values, bias=True)
+    parts["head"] = head + PartCost(kept_values=tokens * values)  # the difference that the loss squares, at most
+    return Cost(parts)
+
+
+def _linear(tokens: int, inputs: int, outputs: int, bias: bool = False) -> PartCost:
+    """Keeps its input."""
+    products = 2 * tokens * inputs * outputs
+    return PartCost(inputs * outputs + bias * outputs, products, 2 * products, tokens * inputs)
+
+
+def _norm(tokens: int, width: int) -> PartCost:
+    """Keeps its input, its mean and its scale."""
+    return PartCost(2 * width, 0, 0, tokens * (width + 2))
+
+
+def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -> PartCost:
+    tokens, width = math.prod(shape.grid) * frames, shape.width
+    padded, _, _ = effective_window((*shape.grid, frames), shape.window, shape.shifted)
+    hidden = int(width * config.mlp_ratio)
+    mlp = _linear(tokens, width, hidden, bias=True) + _linear(tokens, hidden, width, bias=True)
+    gelu = PartCost(kept_values=tokens * hidden)
+    block = _norm(tokens, width) + _mixer(config, width, math.prod(padded)) + _norm(tokens, width) + mlp + gelu
+    block += PartCost(prompts * width)
+    if config.checkpoint_blocks:
+        twice = block.backward_flops + block.forward_flops
+        block = PartCost(block.parameters, block.forward_flops, twice, tokens * width)
+    return sum([block] * shape.depth, PartCost())
+
+
+def _mixer(config: ModelConfig, width: int, tokens: int) -> PartCost:
+    """Cost on the padded grid of `tokens`."""
+    inner, states, rank = config.expand * width, config.state_dim, math.ceil(width / 16)
+    elements, taps = tokens * inner * states, tokens * inner * config.conv_dim
+    conv = PartCost(inner * (config.conv_dim + 1), 2 * taps, 4 * taps)
+    scan = PartCost(inner * (states + 1), SCAN_FORWARD * elements, SCAN_BACKWARD * elements)
+    projections = (
+        _linear(tokens, width, 2 * inner)
+        + _linear(tokens, inner, rank + 2 * states)
+        + _linear(tokens, rank, inner, bias=True)
+        + _linear(tokens, inner, width)
+    )
+    # Beside the inputs of the projections: x and z, dt before and after softplus, y, SiLU of z, B and C.
+    kept = PartCost(kept_values=tokens * (6 * inner + 2 * states))
+    return conv + scan + projections + kept
