@@ -40,11 +40,11 @@ class ModelConfig:
     expand: int = 2
     "Inner width of the mixer over the block's width."
     dropout: float = 0.0
-    "Dropout after the positional embedding and in the MLP."
+    "Dropout in the MLP and, outside pretraining, after the patch embedding."
     drop_path: float = 0.0
     "Largest rate of stochastic depth, reached linearly at the last block."
     prompt_len: int = 0
-    "Learnable prompt tokens put before every window of every block."
+    "Learnable prompt tokens put before every window of every encoder block."
     strd: str = "off"
     "Spatiotemporal redundancy dropout: off or published (as the released code computes it)."
     checkpoint_blocks: bool = False
@@ -76,21 +76,45 @@ class DataConfig:
     """Where clips come from and how they are read."""
 
     corpus: str = ""
-    "Folder made by fmri-shards build."
+    "Folder made by fmri-shards build, or its URL (http, https, s3, gs or what else fsspec knows)."
     split: str = "train"
     "Split to train on: train, val, test or all."
     normalisation: str = "run_z"
     "run_z (NeuroSTORM), voxel_z, frame_z or none."
     num_readers: int = 0
     "Reader processes of a rank; 0 reads in the training process."
-    prefetch: int = 2
-    "Micro-batches read ahead of the training step."
+    prefetch_mb: int = 256
+    "Memory of a rank for clips read ahead and in use, in MB (at least two micro-batches)."
     verify: bool = True
     "Compare every frame that is read with its checksum."
+    more_corpora: list[str] = field(default_factory=list)
+    "Further corpora, built with the same mask and TR, read together with data.corpus."
+    weights: dict[str, float] = field(default_factory=dict)
+    "Share of each dataset in the stream, by name, relative; empty: by size and data.temperature."
+    temperature: float = 1.0
+    "Shares proportional to clips ** (1 / temperature): 1 by size, larger nearer to equal."
+    lanes: int = 1
+    "Parts of the order, for locality (see fmri_scale/data/pool.py); 1 shuffles everything with everything."
+    shuffle_block: int = 0
+    "Clips shuffled among each other inside a lane; 0 is the whole lane."
+    min_jitter: int = 0
+    "Least range in frames over which clip boundaries move from epoch to epoch; costs clips where nothing is left over."
+    retries: int = 3
+    "Times a failed read is repeated, with growing pauses, before the clip counts as bad."
     on_bad_sample: str = "raise"
     "raise stops the run; substitute takes a deterministic neighbour, counts it and logs its name."
     max_bad_fraction: float = 1e-4
     "Share of substituted clips above which the run stops."
+    max_bad_clips: int = 16
+    "Substituted clips allowed whatever their share."
+    stall_timeout_s: float = 120.0
+    "Seconds without a clip after which the reader's stack is logged and the reader replaced."
+    access: str = "auto"
+    "Shards at a URL: range (byte ranges), stream (whole shards into the cache) or auto (what the store can)."
+    cache_dir: str = ""
+    "Folder of the local cache for corpora at a URL; empty is ~/.cache/fmri_scale."
+    cache_gb: float = 50.0
+    "Size at which the cache forgets what was used longest ago, in GB; 0 keeps no clip data."
 
 
 @dataclass
