@@ -85,9 +85,23 @@ def _merge(base: DictConfig, content: Any, where: str) -> DictConfig:
         hint = f"; did you mean {near[0]!r}?" if near else "; `fmri-scale config` lists all keys"
         raise ConfigError(f"{where}: unknown key {key!r}{hint}")
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(base, content))
+        return typing.cast(DictConfig, OmegaConf.merge(base, _words(content, Config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error.full_key or ''}: {_first_line(error)}") from error
+
+
+def _words(content: Any, schema: type) -> Any:
+    """Return the content with the words `on` and `off` back where YAML 1.1 made truth values of them."""
+    if not isinstance(content, dict):
+        return content
+    kinds = {f.name: typing.cast(type, f.type) for f in dataclasses.fields(schema)}
+    words = {True: "on", False: "off"}
+    return {
+        key: _words(value, kinds[key])
+        if dataclasses.is_dataclass(kinds[key])
+        else (words[value] if kinds[key] is str and isinstance(value, bool) else value)
+        for key, value in content.items()
+    }
 
 
 def _unknown_keys(content: Any, schema: type, prefix: str) -> Iterable[str]:

@@ -194,6 +194,14 @@ class LogConfig:
 
 
 @dataclass
+class LaunchConfig:
+    """What the scripts of launch/ give to every rank."""
+
+    env: list[str] = field(default_factory=list)
+    "Environment variables as NAME=VALUE, for all ranks on all nodes; they win over those of the shell."
+
+
+@dataclass
 class Config:
     """A run."""
 
@@ -208,3 +216,4 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)

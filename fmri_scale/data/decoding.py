@@ -1,0 +1,104 @@
+"""From int8 codes to the normalised volume, on the device where the batch lies.
+
+In: a `ClipBatch` and a normalisation. Out: volume [B, 1, X, Y, Z, T]. Every normalisation but frame_z is one affine map
+per voxel, z = gain * q + shift, so the kernels can apply the same numbers without a volume. Outside the corpus mask
+stands what "no brain" is in that normalisation: the run's background for run_z (as published), 0 otherwise.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from fmri_scale.data.batch import ClipBatch
+from fmri_scale.errors import ConfigError
+from sharding.format import GRID_SHAPE
+
+
+def affine(batch: ClipBatch, normalisation: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gain and shift, float32 [B, V] each, of z = gain * q + shift.
+
+    run_z: (x - mean) / sd over the run's brain and all its frames (NeuroSTORM). voxel_z: by each voxel's own temporal
+    mean and sd; 0 where it is constant. none: x itself. frame_z: x in units, before `decode` normalises each frame.
+    """
+    offset, step = batch.scale.float().unbind(1)
+    if normalisation == "frame_z":
+        return step, offset
+    if normalisation == "voxel_z":
+        if batch.stats is None:
+            raise ConfigError("the batch has no voxel statistics: it was read with another data.normalisation")
+        shift, sd = batch.stats.float().unbind(1)
+        return torch.where(sd > 0, step / sd, 0.0), shift
+    unit = batch.unit[:, None]
+    if normalisation == "run_z":
+        sd = batch.sd[:, None]
+        return step * (unit / sd), (offset * unit - batch.mean[:, None]) / sd
+    if normalisation == "none":
+        return step * unit, offset * unit
+    raise ConfigError(f"data.normalisation={normalisation!r}: expected run_z, voxel_z, frame_z or none")
+
+
+def decode(
+    batch: ClipBatch,
+    normalisation: str,
+    mask_index: torch.Tensor,
+    image_size: tuple[int, int, int] | list[int] = GRID_SHAPE,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Return the volume of a batch.
+
+    Parameters
+    ----------
+    batch
+        B clips of T frames of V voxels.
+    normalisation
+        run_z, voxel_z, frame_z or none.
+    mask_index
+        int64 [V]: place of each voxel in the flattened (C order) grid, on the batch's device.
+    image_size
+        Voxels of the volume: the grid, or the grid divided by whole numbers; then each voxel is the mean of a block.
+    dtype
+        Of the volume; the arithmetic is float32.
+
+    Returns
+    -------
+    [B, 1, X, Y, Z, T] of `dtype`, contiguous.
+    """
+    gain, shift = affine(batch, normalisation)
+    values = torch.addcmul(shift[:, None], gain[:, None], batch.codes)
+    if normalisation == "frame_z":
+        sd, mean = torch.std_mean(values, dim=2, correction=0, keepdim=True)
+        values = (values - mean) / sd.clamp_min(torch.finfo(torch.float32).tiny)
+    outside = batch.background if normalisation == "run_z" else torch.zeros_like(batch.background)
+    clips, frames, _ = values.shape
+    voxels = GRID_SHAPE[0] * GRID_SHAPE[1] * GRID_SHAPE[2]
+    volume = outside.to(dtype)[:, None, None].repeat(1, voxels, frames)
+    volume.index_copy_(1, mask_index, values.transpose(1, 2).to(dtype))
+    volume = volume.view(clips, 1, *GRID_SHAPE, frames)
+    factors = reduction(image_size)
+    return volume if factors == (1, 1, 1) else _block_mean(volume, factors)
+
+
+def reduction(image_size: tuple[int, int, int] | list[int]) -> tuple[int, int, int]:
+    """Return by how many voxels of the grid a voxel of the image spans, along x, y, z.
+
+    Raises
+    ------
+    ConfigError
+        The grid is not divided evenly.
+    """
+    if any(grid % size for grid, size in zip(GRID_SHAPE, image_size, strict=True)):
+        raise ConfigError(f"model.image_size={list(image_size)}: expected divisors of the grid {list(GRID_SHAPE)}")
+    x, y, z = (grid // size for grid, size in zip(GRID_SHAPE, image_size, strict=True))
+    return x, y, z
+
+
+def reduced_mask(mask: torch.Tensor, image_size: tuple[int, int, int] | list[int]) -> torch.Tensor:
+    """Return the corpus mask, bool [96, 96, 96], at the size of the image: True where a block has a brain voxel."""
+    factors = reduction(image_size)
+    return F.max_pool3d(mask[None].float(), factors, factors)[0] > 0
+
+
+def _block_mean(volume: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
+    clips, _, x, y, z, frames = volume.shape
+    a, b, c = factors
+    blocks = volume.view(clips, 1, x // a, a, y // b, b, z // c, c, frames)
+    return blocks.float().mean(dim=(3, 5, 7)).to(volume.dtype)

@@ -1,0 +1,278 @@
+"""The stream of micro-batches that one rank trains on.
+
+In: opened corpora, the data configuration, and which rank of how many this is. Out: an endless iterator of `ClipBatch`
+and a state of a few numbers. Micro-step m of all ranks together takes the next micro_batch * world_size positions of
+the plan, rank r the r-th part of them: so the order does not depend on the number of ranks, and every rank has equally
+many batches. Reading ahead does not move `position`; only `advance` does, called after the optimizer step.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmri_scale.config import DataConfig
+from fmri_scale.data.assemble import assemble
+from fmri_scale.data.batch import ClipBatch
+from fmri_scale.data.faults import BadClip, FaultLog
+from fmri_scale.data.inline import InlineReader
+from fmri_scale.data.local import LocalSource
+from fmri_scale.data.plan import Clip, Clips, Order, Plan
+from fmri_scale.data.reading import ClipReader
+from fmri_scale.data.request import Job, SlotLayout, SlotViews
+from fmri_scale.data.ring import Ring
+from fmri_scale.data.state import check_identity, clip_sum
+from fmri_scale.data.table import sample_table
+from fmri_scale.errors import ConfigError, DataError
+from fmri_scale.log import get_logger
+from sharding.corpus import Corpus
+from sharding.format import NPY_HEADER_BYTES
+
+LOOK_AHEAD = 512
+"Clips looked up in the plan at once."
+
+MOST_SLOTS = 64
+"Micro-batches read ahead at most, however small they are."
+
+SUBSTITUTES = 8
+"Stand-ins tried for one bad clip before the run stops."
+
+
+@dataclass
+class MicroBatch:
+    """A micro-batch on its way: positions int64 [B], the clips planned there, and the job that reads them."""
+
+    positions: np.ndarray
+    clips: Clips
+    job: Job
+
+
+class ClipStream:
+    """Endless micro-batches of one rank.
+
+    Parameters
+    ----------
+    corpus
+        One corpus, or several of one mask and TR.
+    config
+        Section `data` of the configuration.
+    num_frames
+        T, frames of a clip.
+    global_batch, micro_batch
+        Clips of an optimizer step over all ranks, and of a forward pass of one rank.
+    rank, world_size
+        Of the data-parallel group.
+    seed
+        Seed of the order.
+    position
+        Clips that were consumed before.
+    quarantine
+        File to which unreadable clips are appended.
+
+    Raises
+    ------
+    ConfigError
+        The global batch is not a multiple of micro_batch * world_size.
+    DataError
+        The corpora cannot be used; later, by `next`, a clip cannot be read.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus | Sequence[Corpus],
+        config: DataConfig,
+        num_frames: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        position: int = 0,
+        quarantine: Path | None = None,
+    ) -> None:
+        _check_split(global_batch, micro_batch, world_size)
+        corpora = [corpus] if isinstance(corpus, Corpus) else list(corpus)
+        self.config, self.rank, self.world_size, self.micro_batch = config, rank, world_size, micro_batch
+        self.table = sample_table(corpora, config.split)
+        order = Order(num_frames, seed, config.lanes, config.shuffle_block, config.min_jitter)
+        self.plan = Plan(self.table, order, config.weights, config.temperature)
+        self.faults = FaultLog(config.on_bad_sample, config.max_bad_fraction, config.max_bad_clips, rank, quarantine)
+        with_stats = config.normalisation == "voxel_z"
+        self._layout = SlotLayout(micro_batch, num_frames, self.table.num_voxels, with_stats, NPY_HEADER_BYTES)
+        self._ring = Ring(self._layout, _num_slots(config, self._layout))
+        paths = [str(corpora[shard.corpus].shard_path(shard.name)) for shard in self.table.shards]
+        reader = ClipReader(LocalSource(paths), self._layout, config.verify, config.retries)
+        self._inline = InlineReader(reader, self._views)
+        self._private: dict[int, np.ndarray] = {}
+        self._pending: deque[MicroBatch] = deque()
+        self._jobs = 0
+        self.clip_hash = self.delivered = self.delivered_hash = 0
+        self._restart(position)
+        self._log_plan()
+
+    def _log_plan(self) -> None:
+        log = get_logger(__name__).info if self.rank == 0 else get_logger(__name__).debug
+        for row in self.plan.report():
+            log(
+                "data %s: %d samples (%d too short), an epoch is %d clips, %d frames; %.1f %% of the stream",
+                *(row[name] for name in ("dataset", "samples", "samples_too_short", "clips_per_epoch")),
+                row["frames_per_epoch"],
+                100 * row["share"],
+            )
+        log("data plan %s", self.plan.hash())
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        self._read_ahead()
+        micro = self._pending[0]
+        self._wait(micro.job)
+        clips = self._mend(micro)
+        self._pending.popleft()
+        self.delivered += len(micro.positions) * self.world_size
+        self.delivered_hash = (self.delivered_hash + clip_sum(micro.positions, micro.clips)) % 2**64
+        views = self._lend(micro.job, len(micro.positions))
+        return assemble(self.table, micro.positions, clips, views)
+
+    def advance(self, num_clips: int) -> None:
+        """Count clips of all ranks as consumed; call it when the optimizer has made its step with them."""
+        positions = np.arange(self.position, self.position + num_clips, dtype=np.int64)
+        self.clip_hash = (self.clip_hash + clip_sum(positions, self.plan.clips(positions))) % 2**64
+        self.position += num_clips
+        self.faults.check_budget(self.position)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position, what decides the order, and the running hash; the same on every rank."""
+        return {"position": self.position, **self.plan.identity(), "clip_hash": self.clip_hash}
+
+    def load_state_dict(self, state: dict[str, Any], allow_change: bool = False) -> None:
+        """Continue where `state` was saved, with any number of ranks.
+
+        Raises
+        ------
+        CheckpointError
+            The order of the data is another one (see state.check_identity) and `allow_change` is False.
+        """
+        check_identity(state, self.plan.identity(), allow_change)
+        self._restart(int(state["position"]))
+        self.clip_hash = int(state.get("clip_hash", 0))
+
+    def close(self) -> None:
+        """Stop reading and let go of shards and memory."""
+        self._pending.clear()
+        self._inline.close()
+        self._ring.close()
+
+    def _restart(self, position: int) -> None:
+        """Forget what was read ahead and go on at a position."""
+        for micro in self._pending:
+            self._wait(micro.job)
+            self._give_back(micro.job)
+        self._pending.clear()
+        self.position = self._issued = self._looked_up = position
+        self._ahead: deque[tuple[np.ndarray, Clips]] = deque()
+        self.delivered = self.delivered_hash = 0
+
+    def _read_ahead(self) -> None:
+        while self._ring.num_free and len(self._pending) < self._ring.num_slots:
+            self._issue(self._ring.take())
+        if not self._pending:
+            # Every slot is held by batches still in use: read into memory of its own rather than wait for ever.
+            self._private[-1 - self._jobs] = np.empty(self._layout.slot_bytes, np.uint8)
+            self._issue(-1 - self._jobs)
+
+    def _issue(self, slot: int) -> None:
+        if not self._ahead:
+            self._look_up()
+        positions, clips = self._ahead.popleft()
+        requests = self.table.requests(clips.sample, clips.start_frame)
+        self._pending.append(MicroBatch(positions, clips, self._submit(slot, list(enumerate(requests)))))
+
+    def _look_up(self) -> None:
+        """Ask the plan for the next micro-batches of this rank, many at once (1 us a clip instead of 10)."""
+        stride = self.micro_batch * self.world_size
+        steps = max(1, LOOK_AHEAD // self.micro_batch)
+        first = self._looked_up + self.rank * self.micro_batch
+        positions = first + stride * np.arange(steps)[:, None] + np.arange(self.micro_batch)
+        clips = self.plan.clips(positions.ravel())
+        for step in range(steps):
+            here = slice(step * self.micro_batch, (step + 1) * self.micro_batch)
+            self._ahead.append((positions[step], Clips(*(column[here] for column in clips))))
+        self._looked_up += stride * steps
+
+    def _mend(self, micro: MicroBatch) -> Clips:
+        """Return the clips that were read, each unreadable one replaced by policy; raise where that is the policy."""
+        clips = Clips(*(column.copy() for column in micro.clips))
+        for attempt in range(SUBSTITUTES + 1):
+            self.faults.retries += micro.job.retries
+            faults = micro.job.faults
+            if not faults:
+                return clips
+            if attempt == SUBSTITUTES:
+                break
+            again = []
+            for place, reason in faults.items():
+                k = int(micro.positions[place])
+                bad = Clip(*(int(column[place]) for column in clips))
+                instead = self.plan.substitute(k, attempt) if self.config.on_bad_sample == "substitute" else None
+                self.faults.add(self._bad_clip(k, bad, instead, reason))
+                assert instead is not None, "the log raises where nothing may stand in"
+                for column, value in zip(clips, instead, strict=True):
+                    column[place] = value
+                rows, starts = np.array([instead.sample]), np.array([instead.start_frame])
+                again.append((place, self.table.requests(rows, starts)[0]))
+            micro.job = self._submit(micro.job.slot, again)
+            self._wait(micro.job)
+        raise DataError(f"clip {micro.positions[0]}: {SUBSTITUTES} clips in a row cannot be read: {faults}")
+
+    def _bad_clip(self, k: int, clip: Clip, instead: Clip | None, reason: str) -> BadClip:
+        shard = self.table.shards[int(self.table.shard[clip.sample])].name
+        name = f"{self.table.key(instead.sample)} from frame {instead.start_frame}" if instead else ""
+        return BadClip(self.rank, k, shard, self.table.key(clip.sample), clip.start_frame, reason, name)
+
+    def _submit(self, slot: int, clips: list) -> Job:
+        job = Job(self._jobs, slot, clips, {})
+        self._jobs += 1
+        self._inline.submit(job)
+        return job
+
+    def _wait(self, job: Job) -> None:
+        if not job.done:
+            self._inline.wait(job)
+
+    def _memory(self, slot: int) -> np.ndarray:
+        return self._private[slot] if slot < 0 else self._ring.memory(slot)
+
+    def _views(self, slot: int) -> SlotViews:
+        return self._layout.views(self._memory(slot), self.micro_batch)
+
+    def _give_back(self, job: Job) -> None:
+        if job.slot < 0:
+            del self._private[job.slot]
+        else:
+            self._ring.put_back(job.slot)
+
+    def _lend(self, job: Job, count: int) -> SlotViews:
+        if job.slot < 0:
+            return self._layout.views(self._private.pop(job.slot), count)
+        return self._ring.lend(job.slot, count)[0]
+
+
+def _num_slots(config: DataConfig, layout: SlotLayout) -> int:
+    """Return how many micro-batches fit the memory for reading ahead; two where nothing reads ahead."""
+    fit = int(config.prefetch_mb * 1e6) // layout.slot_bytes
+    return max(2, min(fit, MOST_SLOTS)) if config.num_readers else 2
+
+
+def _check_split(global_batch: int, micro_batch: int, world_size: int) -> None:
+    together = micro_batch * world_size
+    if global_batch % together:
+        raise ConfigError(
+            f"optim.global_batch={global_batch} is not a multiple of optim.micro_batch={micro_batch} times "
+            f"{world_size} ranks; the nearest are {global_batch // together * together or together} and "
+            f"{-(-global_batch // together) * together}"
+        )
