@@ -10,9 +10,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from sharding.errors import InputError
 from sharding.format import DATASET_PATTERN, SPLITS
 
@@ -153,15 +150,25 @@ def _from_row(table: Path, number: int, row: dict[str, str], dataset: str | None
 def _read_table(table: Path) -> list[dict[str, str]]:
     try:
         if table.suffix == ".parquet":
-            rows: Iterable[dict] = pq.read_table(table).to_pylist()
+            rows: Iterable[dict] = _read_parquet(table)
         else:
             with table.open(newline="", encoding="utf-8-sig") as file:
                 rows = list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
     except FileNotFoundError as error:
         raise InputError(f"{table}: no such file") from error
-    except (OSError, pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read as a table ({error})") from error
     return [{k: _cell(v) for k, v in row.items() if k in TABLE_COLUMNS} for row in rows]
+
+
+def _read_parquet(table: Path) -> list[dict]:
+    import pyarrow as pa  # here, because reading images by name needs no pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(table).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(error) from error
 
 
 def _cell(value: object) -> str:

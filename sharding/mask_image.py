@@ -1,4 +1,4 @@
-"""A mask on the canonical grid as a NIfTI file, and back. In and out: bool (96, 96, 96), or the shape asked for."""
+"""A mask on the canonical grid as a NIfTI file, and back. In and out: bool (96, 96, 96)."""
 
 import gzip
 from pathlib import Path
@@ -19,7 +19,7 @@ def mask_bytes(mask: np.ndarray) -> bytes:
     return gzip.compress(image.to_bytes(), mtime=0)
 
 
-def read_mask(path: Path, shape: tuple[int, ...] = GRID_SHAPE) -> np.ndarray:
+def read_mask(path: Path) -> np.ndarray:
     """Return the mask in a file.
 
     Raises
@@ -32,6 +32,6 @@ def read_mask(path: Path, shape: tuple[int, ...] = GRID_SHAPE) -> np.ndarray:
         values, affine = np.asarray(image.dataobj), image.affine  # type: ignore[attr-defined]
     except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
         raise ShardingError(f"{path}: cannot be read as a mask ({error})") from error
-    if values.shape != shape or not np.allclose(affine, GRID_AFFINE):
-        raise ShardingError(f"{path}: grid {values.shape} is not the expected {shape} RAS 2 mm grid")
+    if values.shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE):
+        raise ShardingError(f"{path}: grid {values.shape} is not the canonical {GRID_SHAPE} RAS 2 mm grid")
     return values > 0

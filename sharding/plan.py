@@ -17,9 +17,9 @@ import xxhash
 from sharding.discover import LeftOut, RunSource
 from sharding.errors import InputError, NotASeriesError
 from sharding.format import SCHEMA_VERSION, SEGMENT_FRAMES
+from sharding.keys import run_label
 from sharding.prepare import PreprocessingSettings, check_run
 from sharding.read import ImageInfo
-from sharding.sample import run_label
 from sharding.split import DEFAULT_FRACTIONS, split_of
 
 SAMPLE_OVERHEAD_BYTES = 8192

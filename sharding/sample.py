@@ -4,7 +4,6 @@ In: a `PreparedRun` and who it is of. Out: per segment of up to SEGMENT_FRAMES f
 only what is the same however the source file was stored, so that copies in LAS and RAS give the same bytes.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from sharding.format import (
     SEGMENT_FRAMES,
     STATS_SUFFIX,
 )
+from sharding.keys import sample_key
 from sharding.prepare import PreparedRun
 from sharding.write import npy_bytes
 
@@ -35,23 +35,6 @@ class Sample:
     members: dict[str, bytes]
     facts: dict[str, Any]
     "Index columns that do not depend on the sample's place in the shard."
-
-
-def run_label(source: RunSource) -> str:
-    """What tells a run from all others of a corpus, as it stands in keys."""
-    parts = [f"sub-{source.subject}"]
-    parts += [f"{name}-{value}" for name, value in (("ses", source.session), ("task", source.task)) if value]
-    parts += [source.variant] if source.variant else []
-    parts += [f"run-{source.run}"] if source.run else []
-    return f"{source.dataset}__{'_'.join(parts)}"
-
-
-def sample_key(source: RunSource, start_frame: int) -> str:
-    """Key of the segment of a run that starts at a frame; a long label is cut and told apart by a hash."""
-    label = run_label(source)
-    if len(label) > 76:
-        label = f"{label[:63]}-{hashlib.sha256(label.encode()).hexdigest()[:12]}"
-    return f"{label}__{start_frame:06d}"
 
 
 def samples_of(run: PreparedRun, source: RunSource, split: str) -> Iterator[Sample]:
