@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 a corpus was made but some runs could not be used; 2 nothi
 """
 
 import argparse
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -142,34 +143,26 @@ def _build(args: argparse.Namespace) -> int:
         licence_note=args.licence,
     )
     sources, left_out = find_runs(args.inputs, args.dataset, args.tr, args.mask)
-    with tqdm(unit="frame", desc="build", disable=None, mininterval=0.3) as bar:
-        result = build_corpus(sources, left_out, args.out, settings, args.overwrite, _progress(bar))
+    with contextlib.ExitStack() as stack:
+
+        def start(num_frames: int) -> Callable[[int], object]:
+            bar = tqdm(total=num_frames, unit="frame", desc="build", disable=None, mininterval=0.3)
+            return stack.enter_context(bar).update
+
+        result = build_corpus(sources, left_out, args.out, settings, args.overwrite, start)
     return _say_result(result)
 
 
-def _progress(bar: tqdm) -> Callable[[str, int], None]:
-    def progress(event: str, number: int) -> None:
-        if event == "planned":
-            bar.reset(total=number)
-        else:
-            bar.update(number)
-
-    return progress
-
-
 def _say_result(result: BuildResult) -> int:
-    path, totals = result.corpus.path, result.corpus.meta["totals"]
+    path, totals, shards = result.corpus.path, result.corpus.meta["totals"], result.corpus.meta["shards"]
     print(
         f"{path}: {totals['runs']:,} runs of {totals['subjects']:,} subjects, {totals['frames']:,} frames in "
-        f"{len(result.corpus.meta['shards']):,} shards ({result.made:,} made now); see: fmri-shards inspect {path}"
+        f"{len(shards):,} shards ({result.num_made:,} made now); see: fmri-shards inspect {path}"
     )
-    note = empty_split_note(result.corpus)
-    if note:
-        print(note.strip())
-    for _, reason in result.failed:
+    if note := empty_split_note(result.corpus):
+        print(note)
+    for reason in result.failed:
         print(f"failed: {reason}", file=sys.stderr)
-    if result.failed:
-        print(f"{len(result.failed)} runs could not be used (recorded in runs.parquet)", file=sys.stderr)
     return 1 if result.failed else 0
 
 

@@ -5,6 +5,7 @@ Names are read as BIDS entities (sub-, ses-, task-, run-, ...); a table's column
 """
 
 import csv
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -96,13 +97,30 @@ def find_runs(
 def _in_folder(folder: Path, dataset: str | None) -> tuple[list[RunSource], list[LeftOut]]:
     name = dataset or _dataset_name(folder)
     runs, left_out = [], []
-    for path in sorted(p for p in folder.rglob("*") if p.name.endswith(IMAGE_ENDINGS) and not p.name.startswith(".")):
+    for path in _images(folder):
         last = _stem(path).rsplit("_", 1)[-1]
         if last in NOT_BOLD:
             left_out.append(LeftOut(path, f"name ends in {last}: no functional series"))
         else:
             runs.append(replace(_from_name(path, name), found=True))
     return runs, left_out
+
+
+def _images(folder: Path) -> list[Path]:
+    """NIfTI files below a folder, sorted; links to folders are followed once."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: folder cannot be read ({error.strerror})") from error
+
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(where, name) for name in files if name.endswith(IMAGE_ENDINGS) and not name.startswith(".")]
+    return sorted(found)
 
 
 def _from_name(path: Path, dataset: str) -> RunSource:
@@ -130,9 +148,7 @@ def _from_row(table: Path, number: int, row: dict[str, str], dataset: str | None
     where = f"{table}, row {number}"
     if not row["path"]:
         raise InputError(f"{where}: path is empty")
-    source = _from_name(
-        table.parent / row["path"], row.get("dataset") or dataset or _dataset_name(table.resolve().parent)
-    )
+    source = _from_name(table.parent / row["path"], row.get("dataset") or dataset or _dataset_name(table.parent))
     labels = {name: _label(row[name]) for name in ("subject", "session", "run", "task") if row.get(name)}
     split = row.get("split", "")
     if split and split not in SPLITS:
@@ -193,7 +209,11 @@ def _label(text: str) -> str:
 
 
 def _dataset_name(folder: Path) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder.resolve().name)[:40].strip("-") or "data"
+    """Name of a folder of runs; of a file deep in a BIDS tree, that of the tree."""
+    folder = folder.resolve()
+    while folder.name == "func" or folder.name.startswith(("sub-", "ses-")):
+        folder = folder.parent
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", folder.name)[:40].strip("-") or "data"
 
 
 def _checked_dataset(name: str) -> str:

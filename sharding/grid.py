@@ -185,7 +185,7 @@ def _trilinear(frame: Frame, coordinates: np.ndarray, inside: np.ndarray) -> spa
     )
 
 
-def orientation(affine: np.ndarray) -> str:
+def axis_codes(affine: np.ndarray) -> str:
     """Axis codes of an affine, for example LAS."""
     return "".join(code or "?" for code in nib.orientations.aff2axcodes(affine))
 

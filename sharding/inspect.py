@@ -66,7 +66,7 @@ def _splits(corpus: Corpus) -> str:
         rows = index["split"] == name
         people = set(zip(index["dataset"][rows], index["subject"][rows], strict=True))
         lines.append((name, f"{len(people):,}", f"{index['n_frames'][rows].sum():,}"))
-    return _table(lines) + empty_split_note(corpus)
+    return "\n".join(filter(None, [_table(lines), empty_split_note(corpus)]))
 
 
 def empty_split_note(corpus: Corpus) -> str:
@@ -76,7 +76,7 @@ def empty_split_note(corpus: Corpus) -> str:
         return ""
     people = corpus.meta["totals"]["subjects"]
     return (
-        f"\nnobody in {' and '.join(empty)}: a person is never divided, and there {'is' if people == 1 else 'are'} "
+        f"nobody in {' and '.join(empty)}: a person is never divided, and there {'is' if people == 1 else 'are'} "
         f"only {people}; add people, change --splits, or give a table with a column split"
     )
 

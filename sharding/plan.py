@@ -8,7 +8,7 @@ to a size known from the headers. Only headers are read.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from sharding.discover import LeftOut, RunSource
 from sharding.errors import InputError, NotASeriesError
 from sharding.format import SCHEMA_VERSION, SEGMENT_FRAMES
 from sharding.keys import run_label
+from sharding.mask import brain_mask, mask_sha256
 from sharding.prepare import PreprocessingSettings, check_run
 from sharding.read import ImageInfo
 from sharding.split import DEFAULT_FRACTIONS, split_of
@@ -98,43 +99,39 @@ class Plan:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def plan_build(
-    sources: Iterable[RunSource],
-    left_out: Iterable[LeftOut],
-    settings: BuildSettings,
-    num_voxels: int,
-    mask_sha256: str,
-    progress: Callable[[], None] = lambda: None,
-) -> Plan:
+def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settings: BuildSettings) -> Plan:
     """Read headers and lay out shards.
 
     Parameters
     ----------
     sources, left_out
         From `discover.find_runs`.
-    num_voxels, mask_sha256
-        Of the mask that is stored.
-    progress
-        Called after each header.
+    settings
+        Of the build.
 
     Raises
     ------
     InputError
-        Two runs have the same dataset, subject, session, task and run.
+        No run can be used, or two have the same dataset, subject, session, task and run.
     """
-    runs: list[PlannedRun] = []
-    rejected: list[Rejected] = []
-    for source in sources:
-        outcome = _look_at(source, settings)
-        (runs if isinstance(outcome, PlannedRun) else rejected).append(outcome)  # type: ignore[arg-type]
-        progress()
+    looked_at = [_look_at(source, settings) for source in sources]
+    runs = [item for item in looked_at if isinstance(item, PlannedRun)]
+    rejected = [item for item in looked_at if isinstance(item, Rejected)]
+    if not runs:
+        raise InputError(nothing_usable([item.reason for item in rejected]))
     _check_unique(runs)
-    context = {"schema": SCHEMA_VERSION, "mask": mask_sha256, **settings.to_json()}
+    mask = brain_mask()
+    context = {"schema": SCHEMA_VERSION, "mask": mask_sha256(mask), **settings.to_json()}
     shards = tuple(
         PlannedShard(name, tuple(part), _digest(name, part, context))
-        for name, part in _fill(_ordered(runs, settings.seed), settings.shard_bytes, num_voxels)
+        for name, part in _fill(_ordered(runs, settings.seed), settings.shard_bytes, int(mask.sum()))
     )
     return Plan(shards, tuple(rejected), tuple(left_out))
+
+
+def nothing_usable(reasons: list[str]) -> str:
+    """One line for inputs that all failed."""
+    return reasons[0] if len(reasons) == 1 else f"none of {len(reasons)} files can be used; the first: {reasons[0]}"
 
 
 def _look_at(source: RunSource, settings: BuildSettings) -> PlannedRun | Rejected:

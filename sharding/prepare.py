@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sharding.errors import InputError
-from sharding.grid import Sampler, grid_sampler, image_frame, orientation
+from sharding.grid import Sampler, axis_codes, grid_sampler, image_frame
 from sharding.mask import brain_mask
 from sharding.moments import MomentSums, RunMoments
 from sharding.quantise import encode, power_of_two_unit, voxel_scale
@@ -23,6 +23,10 @@ from sharding.timing import TimeResampler, repetition_time, resampled_frames
 
 MAX_NONFINITE_VOXELS = 0.5
 "Share of the brain's voxels that may be NaN or Inf throughout (some tools write NaN outside the brain)."
+
+
+ENCODE_FRAMES = 16
+"Frames encoded at a time: the arithmetic needs several float32 copies of them."
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,9 @@ class PreparedRun:
         return self.moments.background
 
     @property
-    def affine_codes(self) -> str:
+    def orientation(self) -> str:
         """Orientation of the source, for example LAS."""
-        return orientation(self.info.affine)
+        return axis_codes(self.info.affine)
 
     def frames(self, start: int, stop: int) -> np.ndarray:
         """Signal before quantisation, float32 (stop - start, V)."""
@@ -112,8 +116,11 @@ class PreparedRun:
 
     def segment(self, start: int, stop: int) -> np.ndarray:
         """Codes of frames start to stop, int8 (stop - start, V)."""
-        codes, clipped = encode(self.frames(start, stop), self.scale, self.unit)
-        self.clipped += clipped
+        codes = np.empty((stop - start, self.store.num_voxels), dtype=np.int8)
+        for first in range(start, stop, ENCODE_FRAMES):
+            last = min(first + ENCODE_FRAMES, stop)
+            codes[first - start : last - start], clipped = encode(self.frames(first, last), self.scale, self.unit)
+            self.clipped += clipped
         return codes
 
     @property
@@ -176,12 +183,12 @@ def prepare_run(
     found: Overlap | None = None
     for chunk in read_frames(info):
         chunk = cleaner(chunk)
-        if found is None:
+        if found is None and cleaner.missing(brain) <= MAX_NONFINITE_VOXELS:
             found = overlap(info, frame, sampler, wanted, chunk)
             check_overlap(info, found, assume_mni)
         store.append(resampler.push(sampler(chunk)))
-    assert found is not None, "an image has frames"
-    cleaner.check(brain)
+    if found is None:
+        raise InputError(f"{info.path}: {cleaner.missing(brain):.0%} of the brain's voxels are NaN or Inf throughout")
     moments, clip = _moments(info, store, brain, settings)
     unit = power_of_two_unit(moments.sd)
     scale, stats = voxel_scale(moments.voxels, unit, settings.range_sd)
@@ -282,8 +289,6 @@ class _Cleaner:
         self._last = frames[-1].copy()
         return frames
 
-    def check(self, brain: np.ndarray) -> None:
-        """Refuse an image of which too much of the brain was never finite."""
-        missing = float(self._sampler.nearest(self._never)[brain].mean())
-        if missing > MAX_NONFINITE_VOXELS:
-            raise InputError(f"{self._info.path}: {missing:.0%} of the brain's voxels are NaN or Inf throughout")
+    def missing(self, brain: np.ndarray) -> float:
+        """Share of the brain's voxels (bool (V,)) that were never finite so far."""
+        return float(self._sampler.nearest(self._never)[brain].mean())

@@ -70,12 +70,13 @@ def overlap(info: ImageInfo, frame: Frame, sampler: Sampler, wanted: np.ndarray,
         float32 (F, voxels), finite; the first frames of the run.
     """
     level = np.abs(frames).mean(axis=0)
-    positive = level[level > 0]
-    signal = level > SIGNAL_LEVEL * np.percentile(positive, 98) if positive.size else level > 0
+    if not level.any():
+        raise InputError(f"{info.path}: its first {len(frames)} volumes are 0 throughout; no signal")
+    signal = level > SIGNAL_LEVEL * np.percentile(level[level > 0], 98)
     brain = brain_mask(dilated=False).ravel()[wanted]
     covered = sampler.nearest(signal)[brain]
     in_mask = brain_mask().ravel()[_grid_position(info, np.flatnonzero(signal))]
-    return Overlap(float(covered.mean()), float(in_mask.mean()) if signal.any() else 0.0)
+    return Overlap(float(covered.mean()), float(in_mask.mean()))
 
 
 def check_overlap(info: ImageInfo, found: Overlap, assume_mni: bool) -> None:

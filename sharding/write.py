@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import IO
 
 import numpy as np
-import webdataset
 
 from sharding.errors import ShardingError
 from sharding.format import NPY_HEADER_BYTES, SUFFIXES, is_key
@@ -40,6 +39,8 @@ class ShardFile:
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.path = path
+        import webdataset  # here, because it imports torch, which nothing else in this package needs
+
         self._tmp = scratch / f"{path.name}.tmp-{os.getpid()}"
         self._file = _Hashing(self._tmp.open("wb"))
         self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
