@@ -1,0 +1,106 @@
+"""Who and what a row is about: dataset, subject, session, task, run; and who belongs together.
+
+Names are compared as text, without the BIDS prefixes (`sub-01` and `01` are one subject; `01` and `1` are two).
+People of different datasets are different people. A group is what must never be divided between training and test:
+a family where one is known, else a subject.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from fmri_scale.errors import DataError
+
+LEVELS = ("subject", "session", "run", "block")
+"What can be predicted, from coarse to fine; a block is a stretch of a run with one label."
+
+PREFIXES = {"subject": "sub-", "session": "ses-", "task": "task-", "run": "run-"}
+
+_DEPTH = {"subject": ("subject",), "session": ("subject", "session"), "run": ("subject", "session", "task", "run")}
+
+
+@dataclass(frozen=True)
+class Entities:
+    """Entities of n rows, each an object array (n,) of text, "" where unknown."""
+
+    dataset: np.ndarray
+    subject: np.ndarray
+    session: np.ndarray
+    task: np.ndarray
+    run: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.subject)
+
+    def take(self, rows: np.ndarray) -> "Entities":
+        """Entities of some rows."""
+        return Entities(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def names(self, level: str) -> np.ndarray:
+        """Name of the subject, session or run of each row, such as `abide/sub-01/ses-2`; object (n,)."""
+        columns = [(PREFIXES[name], getattr(self, name)) for name in _DEPTH[level]]
+        names = [
+            "/".join([dataset, *(prefix + values[i] for prefix, values in columns if values[i])])
+            for i, dataset in enumerate(self.dataset)
+        ]
+        return np.array(names, dtype=object)
+
+
+def entities(num_rows: int, **columns: Sequence[str]) -> Entities:
+    """Make entities from columns of text; those not given are unknown.
+
+    Raises
+    ------
+    DataError
+        A column has another length, or a subject has no name.
+    """
+    made = {}
+    for field in fields(Entities):
+        values = columns.get(field.name)
+        made[field.name] = np.array([""] * num_rows if values is None else [str(v) for v in values], dtype=object)
+        if len(made[field.name]) != num_rows:
+            raise DataError(f"{len(made[field.name])} values of {field.name} for {num_rows} rows")
+        if field.name in PREFIXES:
+            made[field.name] = np.array([bare(v, field.name) for v in made[field.name]], dtype=object)
+    nameless = int(np.count_nonzero(made["subject"] == ""))
+    if nameless:
+        raise DataError(f"{nameless} of {num_rows} rows name no subject; a split by subject is not possible")
+    return Entities(**made)
+
+
+def bare(value: str, entity: str) -> str:
+    """Return a name without its BIDS prefix."""
+    return value.strip().removeprefix(PREFIXES[entity])
+
+
+def groups_of(subjects: np.ndarray, families: Sequence[np.ndarray] = ()) -> np.ndarray:
+    """Name the group of each row: people linked by any family name, directly or through others.
+
+    Parameters
+    ----------
+    subjects
+        object (n,): qualified names of subjects.
+    families
+        Columns object (n,) of family names, "" where unknown; several (mother, father) link half-siblings too.
+
+    Returns
+    -------
+    object (n,): the first subject's name of each group.
+    """
+    names, subject_of = np.unique(subjects.astype(str), return_inverse=True)
+    links, offset = [], len(names)
+    for column in families:
+        known = column != ""
+        family_names, family_of = np.unique(column[known].astype(str), return_inverse=True)
+        links.append((subject_of[known], offset + family_of))
+        offset += len(family_names)
+    rows = np.concatenate([np.arange(0), *(a for a, _ in links)]).astype(int)
+    columns = np.concatenate([np.arange(0), *(b for _, b in links)]).astype(int)
+    graph = sparse.coo_array((np.ones(len(rows)), (rows, columns)), shape=(offset, offset))
+    component = csgraph.connected_components(graph, directed=False)[1][: len(names)]
+    _, first = np.unique(component, return_index=True)
+    name_of = dict(zip(component[first], names[first], strict=True))
+    return np.array([name_of[component[i]] for i in subject_of], dtype=object)
