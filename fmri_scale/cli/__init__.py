@@ -18,6 +18,8 @@ COMMANDS = {
     "parity": "compare the model with golden values of the published NeuroSTORM",
     "export": "turn a training run into a released checkpoint",
     "features": "bring NIfTI runs through a released checkpoint to embeddings",
+    "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
+    "push": "upload a released checkpoint to the Hugging Face hub",
 }
 "Command name (module of this package, dashes as underscores) and its one-line help."
 

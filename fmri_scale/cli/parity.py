@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     worst = 0.0
     for path in args.cases:
         case, arguments = read_case(path)
-        errors = compare(case, arguments, DTYPES[args.dtype], args.backend, torch.device(args.device))
+        try:
+            errors = compare(case, arguments, DTYPES[args.dtype], args.backend, torch.device(args.device))
+        except KeyError as error:
+            raise DataError(f"{path}: no golden case, it lacks {error}") from error
         worst = max(worst, *errors.values())
         print(format_row(path.stem, errors), flush=True)
     verdict = "within" if worst <= args.tol else "above"

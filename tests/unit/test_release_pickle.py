@@ -8,7 +8,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import malicious_files
 import numpy as np
 import pytest
 import torch
@@ -16,9 +15,10 @@ import torch
 from fmri_scale.release.pickle_reader import MAX_PICKLE_BYTES, read_pickle
 from fmri_scale.release.pickle_values import Named, TensorRef, UnsafePickleError
 from fmri_scale.release.torch_file import TorchFile
+from tests.helpers import malicious
 
-LIVE = sorted(malicious_files.live("x"))
-DEAD = malicious_files.dead()
+LIVE = sorted(malicious.live("x"))
+DEAD = malicious.dead()
 
 
 def read_all(path: Path) -> dict:
@@ -73,7 +73,7 @@ def test_a_real_checkpoint_reads_back_equal(tmp_path):
 def test_code_in_a_pickle_is_refused_and_not_run(kind, tmp_path):
     canary = tmp_path / "canary"
     path = tmp_path / "evil.ckpt"
-    path.write_bytes(malicious_files.torch_zip(malicious_files.live(str(canary))[kind]))
+    path.write_bytes(malicious.torch_zip(malicious.live(str(canary))[kind]))
     with pytest.raises(UnsafePickleError, match=r"evil\.ckpt: refused: .*nothing in the file was run"):
         read_all(path)
     assert not canary.exists()
@@ -94,7 +94,7 @@ def _script(body: str, *args: object) -> str:
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[2],
     )
     assert process.returncode == 0, process.stderr
     return process.stdout.splitlines()[-1]
@@ -104,12 +104,12 @@ def test_every_live_pickle_would_run_under_the_standard_unpickler(tmp_path):
     """The control: the canaries are alive, so their silence elsewhere means that nothing ran."""
     body = """
         import io, pathlib, pickle, sys, torch
-        import malicious_files
+        from tests.helpers import malicious
         class Unpickler(pickle.Unpickler):
             def persistent_load(self, pid): return torch.FloatStorage(4)
         folder = pathlib.Path(sys.argv[1])
-        for kind in malicious_files.live("x"):
-            data = malicious_files.live(str(folder / kind))[kind]
+        for kind in malicious.live("x"):
+            data = malicious.live(str(folder / kind))[kind]
             try: Unpickler(io.BytesIO(data)).load()
             except BaseException: pass
         print("done")
@@ -122,12 +122,13 @@ def test_reading_all_of_them_imports_opens_and_starts_nothing(tmp_path):
     """Python's own audit events, and the memory taken, over the whole set."""
     body = """
         import json, pathlib, sys, tracemalloc
-        import malicious_files, test_release_pickle as own
+        from tests.helpers import malicious
+        from tests.unit import test_release_pickle as own
         folder = pathlib.Path(sys.argv[1])
-        files = dict(malicious_files.dead())
-        for kind in malicious_files.live("x"):
-            files[kind] = malicious_files.torch_zip(malicious_files.live(str(folder / "canary"))[kind])
-        good = malicious_files.torch_zip(malicious_files.dump({"state_dict": {}}))
+        files = dict(malicious.dead())
+        for kind in malicious.live("x"):
+            files[kind] = malicious.torch_zip(malicious.live(str(folder / "canary"))[kind])
+        good = malicious.torch_zip(malicious.dump({"state_dict": {}}))
         for name, content in {"good": good, **files}.items():
             (folder / name).write_bytes(content)
         own.read_all(folder / "good")
@@ -161,7 +162,7 @@ def test_reading_all_of_them_imports_opens_and_starts_nothing(tmp_path):
 
 
 def test_a_name_may_be_allowed_and_stays_a_label():
-    data = malicious_files.dump({"logger": malicious_files.Call(malicious_files.Name("lab.logging", "Logger"), 1)})
+    data = malicious.dump({"logger": malicious.Call(malicious.Name("lab.logging", "Logger"), 1)})
     with pytest.raises(UnsafePickleError, match=r"'lab\.logging\.Logger'"):
         read_pickle(data)
     assert read_pickle(data, allow=["lab.logging.Logger"]) == {"logger": Named("lab.logging.Logger", is_class=False)}
