@@ -23,3 +23,7 @@ class CheckpointError(FmriScaleError):
 
 class LaunchError(FmriScaleError):
     """A distributed launch whose environment or resources do not add up."""
+
+
+class TrainingError(FmriScaleError):
+    """A run that cannot go on, such as one whose numbers are not finite any more."""

@@ -1,8 +1,8 @@
 """Whether a run may continue from a checkpoint, and what has changed since; then the loading itself.
 
 The guard compares the configuration in the checkpoint with the one the run was started with. Changes of the
-model, the masks or the order of the data are refused unless `checkpoint.allow_change` is set; all others are
-reported and taken over.
+model, the masks or the input are refused unless `checkpoint.allow_change` is set; all others are reported and taken
+over.
 """
 
 from typing import Any
@@ -17,10 +17,10 @@ from fmri_scale.log import get_logger
 log = get_logger(__name__)
 
 MODEL = ("model.", "mask.")
-ORDER = ("seed", "data.split", "data.normalisation", "optim.global_batch")
+INPUT = ("seed", "data.normalisation", "optim.global_batch")
 FREE = ("model.backend", "model.checkpoint_blocks")
-UNTOLD = ("run_dir", "data.corpus", "checkpoint.", "log.")
-"Keys whose change is nobody's concern: places (the corpus itself is compared by its id) and reporting."
+UNTOLD = ("run_dir", "data.", "checkpoint.", "log.")
+"Keys whose change is told by others (data, by the stream) or nobody's concern (places, reporting)."
 
 
 def differences(saved: Config, wanted: Config) -> list[tuple[str, Any, Any]]:
@@ -29,27 +29,28 @@ def differences(saved: Config, wanted: Config) -> list[tuple[str, Any, Any]]:
     return [(key, old[key], new[key]) for key in new if old[key] != new[key]]
 
 
-def check(checkpoint: CheckpointDir, config: Config, corpus_id: str, world_size: int) -> TrainingState:
+def check(checkpoint: CheckpointDir, config: Config, world_size: int) -> TrainingState:
     """Return the checkpoint's training state if the run may continue from it; report harmless changes.
+
+    The corpus and what else decides the order of clips is compared by the data stream itself when it is given the
+    state in the checkpoint.
 
     Raises
     ------
-    CheckpointError : another model, another data order, another corpus (each unless `checkpoint.allow_change`),
-        or files of another number of ranks or ZeRO stage.
+    CheckpointError : another model, mask, seed, normalisation or global batch (unless `checkpoint.allow_change`), or
+        files of another number of ranks or ZeRO stage.
     """
     state = read_state(checkpoint.path)
     changed = differences(read_config(checkpoint.path), config)
     refused = [_say(c) for c in changed if _is_fixed(c[0])]
-    if state.corpus_id != corpus_id:
-        refused.append(f"corpus id {state.corpus_id[:12]} -> {corpus_id[:12]}")
     if refused and not config.checkpoint.allow_change:
         raise CheckpointError(
-            f"{checkpoint.path}: was trained with another model or data order: {', '.join(refused)}; restore these "
+            f"{checkpoint.path}: was trained with another model or input: {', '.join(refused)}; restore these "
             "values, choose a new run_dir, or set checkpoint.allow_change=true"
         )
     _check_layout(checkpoint, state, config.engine.zero_stage, world_size)
     for change in changed:
-        if not change[0].startswith(UNTOLD):
+        if _is_fixed(change[0]) or not change[0].startswith(UNTOLD):
             log.warning("resuming with a changed configuration: %s", _say(change))
     return state
 
@@ -75,7 +76,7 @@ def _check_layout(checkpoint: CheckpointDir, state: TrainingState, zero_stage: i
 
 
 def _is_fixed(key: str) -> bool:
-    return key not in FREE and (key.startswith(MODEL) or key in ORDER)
+    return key not in FREE and (key.startswith(MODEL) or key in INPUT)
 
 
 def _say(change: tuple[str, Any, Any]) -> str:

@@ -1,5 +1,6 @@
 """A checkpoint exists whole or not at all, whatever kills its writer; only whole ones are ever selected."""
 
+import functools
 import json
 import os
 import signal
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fmri_scale.checkpoint import layout, manifest, newest
 from fmri_scale.checkpoint import commit as commit_module
+from fmri_scale.checkpoint import layout, manifest, newest
 from fmri_scale.checkpoint.commit import save
 from fmri_scale.checkpoint.newest import locate
 from fmri_scale.checkpoint.retention import prune, superseded, sweep
@@ -47,8 +48,13 @@ def test_checkpoint_holds_what_was_given(tmp_path):
     }  # fmt: skip
 
 
+def commit_and_prune(run_dir: Path) -> None:
+    commit(run_dir, 2)
+    prune(run_dir, 1, 0)
+
+
 def killed_at_line(work, line: int) -> bool:
-    """Run `work` in a child that SIGKILLs itself before the `line`-th line of the checkpoint package; True if it did."""
+    """Run `work` in a child that SIGKILLs itself before the package's `line`-th line; return whether it got there."""
     child = os.fork()
     if child == 0:
         counted = 0
@@ -81,7 +87,7 @@ def test_killed_save_is_never_selected(tmp_path):
     while True:
         run_dir = tmp_path / f"line_{line}"
         commit(run_dir, 1)
-        killed = killed_at_line(lambda: (commit(run_dir, 2), prune(run_dir, 1, 0)), line)
+        killed = killed_at_line(functools.partial(commit_and_prune, run_dir), line)
         found = newest(run_dir)
         outcomes.append(found.step)
         sweep(run_dir)
@@ -138,7 +144,7 @@ def test_failed_write_leaves_nothing_behind(tmp_path):
         (folder / "part").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CheckpointError, match="rank 0: .*No space left"):
+    with pytest.raises(CheckpointError, match=r"rank 0: .*No space left"):
         save(tmp_path, state_of(2), Config(), disk_full, {}, {})
     assert layout.leftovers(tmp_path) == []
     assert newest(tmp_path).step == 1

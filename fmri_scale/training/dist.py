@@ -1,0 +1,114 @@
+"""Start and stop communication between the ranks: backend, device, timeouts, and who reports an error.
+
+NCCL on GPUs, gloo on CPUs. A single process has a process group too (DeepSpeed wants one) but uses no network.
+"""
+
+import importlib
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fmri_scale.errors import LaunchError
+from fmri_scale.training.launch import Launch
+
+_REPORTED = "fmri_scale/error"
+
+
+def device_of(launch: Launch) -> torch.device:
+    """Return the device of this rank: its GPU where there are GPUs, else the CPU.
+
+    Raises
+    ------
+    LaunchError : more ranks on this machine than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {launch.local_rank} but {torch.cuda.device_count()} visible GPUs: start as many ranks on a "
+            "machine as it has GPUs"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+def start(launch: Launch, timeout_s: float) -> torch.device:
+    """Join the process group; return this rank's device. Call `launch.export()` before.
+
+    Raises
+    ------
+    LaunchError : the ranks do not find each other within `timeout_s`.
+    """
+    device = device_of(launch)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's own search warns where there is no GPU
+    deepspeed = _quiet_deepspeed()
+    backend, timeout = ("nccl" if device.type == "cuda" else "gloo"), timedelta(seconds=timeout_s)
+    try:
+        if launch.world_size == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
+    except (RuntimeError, ValueError) as error:  # torch's errors of rendezvous are RuntimeErrors
+        where = f"{launch.address}:{launch.port}"
+        raise LaunchError(f"rank {launch.rank} of {launch.world_size} cannot join at {where}: {error}") from error
+    return device
+
+
+def limit_waiting(timeout_s: float) -> int:
+    """Give every process group the run's timeout; return how many there are.
+
+    DeepSpeed 0.19.8 makes its own groups without the timeout it was given, so a dead peer holds ZeRO's collectives
+    for torch's default of 10 to 30 minutes (`test_timeout_reaches_all_groups`). Call after the engine is made.
+    """
+    from torch.distributed import distributed_c10d as c10d
+
+    groups = list(c10d._world.pg_map)
+    for group in groups:
+        c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+    return len(groups)
+
+
+def stop() -> None:
+    """Leave the process group; without this, ranks can abort at exit after all work is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def first_to_report() -> bool:
+    """Return True on the one rank that shall print the run's error: the first that asks."""
+    if not dist.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    from torch.distributed import distributed_c10d as c10d
+
+    try:
+        return c10d._get_default_store().add(_REPORTED, 1) == 1
+    except RuntimeError:  # the store lives in rank 0, which is gone; it has reported
+        return False
+
+
+def exchange(values: list[float], device: torch.device) -> list[list[float]]:
+    """Return every rank's numbers (equally many each) in the order of ranks, in float64."""
+    mine = torch.tensor(values, dtype=torch.float64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    return torch.stack(everyone).tolist()
+
+
+def _quiet_deepspeed() -> Any:
+    """Import DeepSpeed, lower its voice (and torch's about the collectives it calls), and keep it from compiling.
+
+    Its backend builds the C++ extension `deepspeed_shm_comm` at the first start on a CPU (28 s, and a compiler),
+    even for one process. It serves inference only (`inference_all_reduce`), so it is declared unavailable
+    (`test_no_compiler_is_needed`).
+    """
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    deepspeed = importlib.import_module("deepspeed")
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

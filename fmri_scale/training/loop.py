@@ -1,0 +1,226 @@
+"""A run from its start to its end: prepare, step, log, save, stop.
+
+`run` is called on every rank with the same configuration and returns the process' exit code. Read with it:
+step.py (one optimizer step), build.py (the engine), folder.py (the run's folder), guards.py, signals.py.
+"""
+
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
+from fmri_scale.config import Config
+from fmri_scale.data import ClipStream
+from fmri_scale.errors import FmriScaleError
+from fmri_scale.log import configure_logging, get_logger
+from fmri_scale.training import build, folder, pictures, rng
+from fmri_scale.training.folder import Status
+from fmri_scale.training.guards import BadSteps
+from fmri_scale.training.launch import Launch
+from fmri_scale.training.metrics import MetricsFile, NullTracker, Tracker, start_tracker
+from fmri_scale.training.objective import ClipInput
+from fmri_scale.training.progress import Progress
+from fmri_scale.training.signals import REQUEUE, StopRequest, exit_code
+from fmri_scale.training.software import software_versions
+from fmri_scale.training.step import StepResult, train_step
+from fmri_scale.training.throughput import Speed
+from sharding.corpus import open_corpus
+from sharding.errors import ShardingError
+
+log = get_logger(__name__)
+
+
+def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest) -> int:
+    """Train to the last step, or until a signal or an error; return the exit code.
+
+    Raises
+    ------
+    FmriScaleError, ShardingError : what the user can mend, on every rank or on the one that met it; status.json says
+        `failed` with the message.
+    """
+    run_dir = Path(config.run_dir)
+    lock: list[TextIO] = []
+    collective.on_rank_0(lambda: lock.append(folder.take(run_dir)))
+    configure_logging(launch.rank, config.log.level, run_dir / "logs" / f"rank_{launch.rank}.log")
+    status = Status(run_dir, launch.rank == 0, config.optim.steps)
+    trainer = None
+    code = 1
+    try:
+        status.write("starting", 0)
+        trainer = Trainer(config, launch, device, stop, status)
+        code = trainer.train()
+        return code
+    except (FmriScaleError, ShardingError) as error:
+        code = 2
+        status.write("failed", trainer.step if trainer else 0, exit_code=2, message=str(error))
+        raise
+    except BaseException as error:
+        status.write("failed", trainer.step if trainer else 0, exit_code=1, message=repr(error))
+        raise
+    finally:
+        if trainer:
+            trainer.close(code)
+        for file in lock:
+            file.close()
+
+
+class Trainer:
+    """Everything one rank needs to train, and how far it has come."""
+
+    def __init__(self, config: Config, launch: Launch, device: torch.device, stop: StopRequest, status: Status) -> None:
+        self.config, self.launch, self.device, self.stop, self.status = config, launch, device, stop, status
+        self.run_dir, self.main = Path(config.run_dir), launch.rank == 0
+        self.corpora = [open_corpus(path) for path in (config.data.corpus, *config.data.more_corpora)]
+        checkpoint = collective.on_rank_0(lambda: folder.find_checkpoint(config))
+        rng.seed(config.seed, launch.rank, config.engine.deterministic)
+        self.model = build.build_model(config)
+        state = build.check_checkpoint(checkpoint, config, self.model, launch.world_size) if checkpoint else None
+        self.stream = self._open_stream(state)
+        self.prepare = ClipInput(config, self.corpora, device)
+        self.engine = build.build_engine(config, self.model, launch, device)
+        if checkpoint and state:
+            build.load_checkpoint(self.engine, checkpoint, state, config, launch.rank)
+        self.step = self.saved_step = state.step if state else 0
+        self.bad_steps = BadSteps(self.run_dir, config.engine.max_bad_steps, **(state.guards if state else {}))
+        self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device)
+        self.metrics: MetricsFile | None = None
+        self.tracker: Tracker = NullTracker(state.wandb_id if state else "")
+        if self.main:
+            folder.describe(config)
+            self.metrics = MetricsFile(self.run_dir, self.step)
+            self.tracker = start_tracker(config, self.tracker.run_id)
+        self.progress = Progress(config.optim.steps, self.step, shown=self.main)
+
+    def train(self) -> int:
+        """Step until the end or a signal; return the exit code."""
+        steps = self.config.optim.steps
+        if self.step >= steps:
+            log.info("%s: all %d steps are done", self.run_dir, steps)
+        while self.step < steps:
+            result = train_step(
+                self.engine, self.stream, self.prepare, self.config.optim, self.step, lambda: self.stop.received
+            )
+            self._count(result)
+            self._report(result)
+            if any(result.signals):
+                return self._leave(exit_code(result.signals))
+            if self._due(self.config.checkpoint.every_steps):
+                self._save()
+            if self._due(self.config.log.pictures_every):
+                self._draw()
+        return self._finish()
+
+    def close(self, code: int) -> None:
+        """Let go of readers, files and W&B."""
+        self.progress.end()
+        self.stream.close()
+        self.tracker.close(code)
+        if self.metrics:
+            self.metrics.close()
+
+    def _count(self, result: StepResult) -> None:
+        """Move on by one step: a skipped step counts, and its clips are consumed."""
+        self.step += 1
+        self.stream.advance(self.config.optim.global_batch)
+        self.speed.add(result.seconds, result.wait_s)
+        if result.applied:
+            self.bad_steps.good()
+        else:
+            ranks = collective.gather({"micro_batches": result.micro_batches})
+            self.bad_steps.bad(self.step, result.grad_norm, ranks, writes=self.main)
+
+    def _report(self, result: StepResult) -> None:
+        self.progress.update(self.step, result.loss, result.lr, self.speed.frames_per_s)
+        if self.metrics is None or not (self._due(self.config.log.every_steps) or self.step == self.config.optim.steps):
+            return
+        row = {
+            "step": self.step,
+            "loss": result.loss,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            "masked_fraction": result.masked_fraction,
+            "masked_fraction_brain": result.masked_fraction_brain,
+            "skipped_steps": self.bad_steps.total,
+            "clips": self.stream.position,
+            "epoch": self.stream.position / self.clips_per_epoch,
+            **self.speed.row(),
+        }
+        self.metrics.write(row)
+        self.tracker.log(row)
+        self.status.write("running", self.step, loss=result.loss)
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _save(self) -> None:
+        """Commit a checkpoint of this step and delete superseded ones."""
+        if self.saved_step == self.step:
+            return
+        state = TrainingState(
+            step=self.step,
+            clips=self.stream.position,
+            world_size=self.launch.world_size,
+            zero_stage=self.config.engine.zero_stage,
+            corpus_id=self.corpora[0].corpus_id,
+            data=self.stream.state_dict(),
+            guards=self.bad_steps.state(),
+            wandb_id=self.tracker.run_id,
+            software=software_versions(),
+        )
+        corpus = self.corpora[0].path
+        attachments = {name: corpus / name for name in (layout.CORPUS, layout.MASK)}
+        writer = engine_files.writer(self.engine)
+        saved = commit.save(self.run_dir, state, self.config, writer, rng.capture(), attachments)
+        self.saved_step = self.step
+        keep = self.config.checkpoint
+        collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
+        self.progress.end()
+        log.info("checkpoint %s", saved.path)
+
+    def _draw(self) -> None:
+        """Draw the fixed clip's reconstruction and the loss curve."""
+        target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
+        clip = pictures.fixed_clip(self.config, self.corpora)
+        title = f"step {self.step}, {clip.keys[0]}"
+        pictures.draw_reconstruction(self.engine, self.model, self.prepare, clip, target, title, draws=self.main)
+        if self.main:
+            pictures.draw_loss(self.run_dir, target.with_name("loss.png"))
+            self.tracker.picture("reconstruction", target, self.step)
+
+    def _leave(self, code: int) -> int:
+        """Save and stop because a signal asked for it."""
+        self._save()
+        self.status.write("requeue" if code == REQUEUE else "interrupted", self.step, exit_code=code)
+        log.warning("stopped by a signal after step %d; start the same command again to continue", self.step)
+        return code
+
+    def _finish(self) -> int:
+        """Save and draw the end of the run."""
+        self._save()
+        self._draw()
+        self.status.write("done", self.step, exit_code=0)
+        log.info("done: %d steps; checkpoints, metrics and pictures are in %s", self.step, self.run_dir)
+        return 0
+
+    @property
+    def clips_per_epoch(self) -> int:
+        """Clips of one pass over all datasets."""
+        return sum(row["clips_per_epoch"] for row in self.stream.plan.report())
+
+    def _open_stream(self, state: TrainingState | None) -> ClipStream:
+        config = self.config
+        stream = ClipStream(
+            self.corpora,
+            config.data,
+            config.model.num_frames,
+            config.optim.global_batch,
+            config.optim.micro_batch,
+            self.launch.rank,
+            self.launch.world_size,
+            config.seed,
+            quarantine=self.run_dir / "quarantine.jsonl",
+        )
+        if state:
+            stream.load_state_dict(state.data, config.checkpoint.allow_change)
+        return stream

@@ -1,0 +1,103 @@
+"""One optimizer step, from top to bottom: fetch, forward, backward, clip, check, step, compare notes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fmri_scale.config import OptimConfig
+from fmri_scale.data import ClipBatch
+from fmri_scale.training.dist import exchange
+from fmri_scale.training.guards import apply_gradients, poison
+from fmri_scale.training.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step; equal on every rank but for `micro_batches`.
+
+    Attributes
+    ----------
+    loss : mean over the global batch.
+    grad_norm : global norm before clipping.
+    applied : False where a non-finite loss or gradient made every rank skip the step.
+    seconds, wait_s : duration, and the longest any rank waited for data.
+    masked_fraction, masked_fraction_brain : hidden share of all tokens, and of those that hold brain.
+    signals : signal numbers the ranks have received, 0 for none.
+    micro_batches : this rank's losses and clips, to be written down if they were bad.
+    """
+
+    loss: float
+    grad_norm: float
+    lr: float
+    applied: bool
+    seconds: float
+    wait_s: float
+    masked_fraction: float
+    masked_fraction_brain: float
+    signals: list[int]
+    micro_batches: list[dict[str, Any]]
+
+
+def train_step(
+    engine: Any,
+    stream: Iterator[ClipBatch],
+    prepare: Callable[[ClipBatch], tuple],
+    optim: OptimConfig,
+    step: int,
+    signal_received: Callable[[], int],
+) -> StepResult:
+    """Take the step after `step` steps.
+
+    Parameters
+    ----------
+    engine : DeepSpeed's, whose accumulation makes up the global batch.
+    stream : this rank's micro-batches.
+    prepare : turns a batch into the arguments of the model on the device.
+    signal_received : asked at the end of the step, so that all ranks learn of it together.
+    """
+    begin, wait_s = time.perf_counter(), 0.0
+    lr = learning_rate(step, optim)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+    last = engine.gradient_accumulation_steps() - 1
+    losses, hidden, clips = [], [], []
+    for micro in range(last + 1):
+        asked = time.perf_counter()
+        batch = next(stream)
+        wait_s += time.perf_counter() - asked
+        clips.append([f"{key}@{start}" for key, start in zip(batch.keys, batch.start_frame.tolist(), strict=True)])
+        output = engine(*prepare(batch))
+        engine.backward(poison(output.loss))
+        losses.append(output.loss.detach())
+        hidden.append(_fractions(output.metrics))
+        if micro < last:
+            engine.step()  # counts the micro-step, changes nothing
+    applied, grad_norm = apply_gradients(engine, optim.clip_grad)
+
+    micro_losses = torch.stack(losses).tolist()
+    fractions = torch.stack(hidden).mean(0).tolist()
+    notes = [math.fsum(micro_losses) / len(micro_losses), *fractions, wait_s, float(signal_received())]
+    loss, masked, masked_brain, waits, signals = zip(*exchange(notes, engine.device), strict=True)
+    return StepResult(
+        loss=math.fsum(loss) / len(loss),
+        grad_norm=grad_norm,
+        lr=lr,
+        applied=applied,
+        seconds=time.perf_counter() - begin,
+        wait_s=max(waits),
+        masked_fraction=math.fsum(masked) / len(masked),
+        masked_fraction_brain=math.fsum(masked_brain) / len(masked_brain),
+        signals=[int(number) for number in signals],
+        micro_batches=[{"loss": repr(x), "clips": names} for x, names in zip(micro_losses, clips, strict=True)],
+    )
+
+
+def _fractions(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the hidden shares of a micro-batch; the second is NaN where the whole volume is scored."""
+    masked = metrics["masked_fraction"].detach()
+    return torch.stack([masked, metrics.get("masked_fraction_brain", torch.full_like(masked, math.nan))])

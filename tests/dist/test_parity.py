@@ -1,0 +1,96 @@
+"""However a global batch is divided, the training is the same: ranks, accumulation, ZeRO stages, precision."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmri_scale.checkpoint import consolidated_state
+from fmri_scale.training.metrics import read_metrics
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_training import arguments, write_tiny_corpus
+
+pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("parity")]
+
+STAGES = (0, 1, 2, 3)
+TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder of runs of 20 steps: `one` (one rank), `zero_K` (two ranks), `bf16_K` (two ranks, 6 steps)."""
+    folder = tmp_path_factory.mktemp("parity")
+    corpus = write_tiny_corpus(folder / "corpus")
+
+    def job(name: str, **changes: object) -> dict:
+        return {"arguments": arguments(folder / name, corpus, **changes)}
+
+    common = {"optim__steps": 20, "engine__timeout_s": 77.0}
+    two = [job(f"zero_{stage}", engine__zero_stage=stage, **common) for stage in STAGES]
+    two += [job(f"bf16_{stage}", engine__zero_stage=stage, optim__steps=6, engine__dtype="bf16") for stage in (0, 3)]
+    for world_size, jobs in ((1, [job("one", optim__micro_batch=2, **common)]), (2, two)):
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        ended = run_ranks([str(folder / "jobs.json")], world_size, folder, TRAINEE)
+        assert [process.code for process in ended] == [0] * world_size
+    return folder
+
+
+def losses(run_dir: Path) -> torch.Tensor:
+    return torch.tensor([row["loss"] for row in read_metrics(run_dir)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_loss_curve_does_not_depend_on_ranks_or_zero_stage(runs, stage):
+    reference, found = losses(runs / "one"), losses(runs / f"zero_{stage}")
+    assert len(found) == len(reference) == 20
+    assert reference[-1] < 0.6 * reference[0], "nothing was learnt, so nothing is compared"
+    torch.testing.assert_close(found, reference, rtol=1e-4, atol=0)
+    norms = [[row["grad_norm"] for row in read_metrics(runs / name)] for name in ("one", f"zero_{stage}")]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_are_put_together_without_an_engine(runs, stage):
+    """What `consolidated_state` reads from the files is what the engine held, to the bit."""
+    live = load_file(runs / f"zero_{stage}" / "live_0.safetensors")
+    read = consolidated_state(runs / f"zero_{stage}")
+    assert read.keys() == live.keys()
+    assert all(torch.equal(read[name], live[name]) for name in live)
+    reference = consolidated_state(runs / "one")
+    assert all(torch.allclose(read[name], reference[name], rtol=1e-3, atol=1e-5) for name in live)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bf16_follows_fp32_and_keeps_parameters_and_gradients_in_fp32(runs, stage):
+    """The first three steps warm up and have the same learning rate in both."""
+    found = losses(runs / f"bf16_{stage}")
+    assert not torch.equal(found[:3], losses(runs / "one")[:3]), "autocast was not active"
+    torch.testing.assert_close(found[:3], losses(runs / "one")[:3], rtol=2e-2, atol=0)
+    assert all(w.dtype == torch.float32 for w in load_file(runs / f"bf16_{stage}" / "live_0.safetensors").values())
+    assert json.loads((runs / f"bf16_{stage}" / "record_0.json").read_text())["accumulation_dtype"] == "torch.float32"
+
+
+def test_timeout_reaches_all_groups(runs):
+    """DeepSpeed makes groups of its own, which would wait 30 minutes for a dead peer."""
+    for stage in STAGES:
+        for rank in (0, 1):
+            timeouts = json.loads((runs / f"zero_{stage}" / f"record_{rank}.json").read_text())["timeouts_s"]
+            assert len(timeouts) >= 2
+            assert set(timeouts) == {77.0}
+
+
+def test_no_compiler_is_needed(runs):
+    """One rank and two: DeepSpeed's C++ extension for CPU ranks is not built (compilers are /bin/false here)."""
+    extensions = runs / "torch_extensions"
+    assert not extensions.exists() or not list(extensions.rglob("*"))
+
+
+def test_every_rank_logs_and_the_picture_is_drawn(runs):
+    run = runs / "zero_3"
+    assert (run / "logs" / "rank_1.log").is_file()
+    for picture in ("reconstruction_00000020.png", "loss.png"):
+        assert (run / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
