@@ -13,14 +13,15 @@ _STEP = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed 64-bit int
 def clip_keys(seed: int, epoch: int | Tensor, clip_ids_B: Tensor) -> Tensor:
     """Return int64 keys `[B]`; `epoch` is one number or int64 `[B]`, since a batch may span two epochs."""
     epochs = torch.as_tensor(epoch, dtype=torch.int64, device=clip_ids_B.device)
-    start = torch.full_like(clip_ids_B, seed)
+    start = torch.full_like(clip_ids_B, (seed + 2**63) % 2**64 - 2**63)  # as a signed number
     return _mix(_mix(_mix(start * _STEP) + epochs * _STEP) + clip_ids_B * _STEP)
 
 
 def uniform(keys_B: Tensor, salt: int, count: int) -> Tensor:
     """Return float32 numbers in [0, 1), `[B, count]`, with 24 random bits each."""
     counter = torch.arange(count, device=keys_B.device, dtype=torch.int64)
-    bits = _mix(_mix(keys_B + (salt + 1) * _STEP).unsqueeze(1) + (counter + 1) * _STEP)
+    purpose_B = _mix(keys_B + torch.full_like(keys_B, salt + 1) * _STEP)
+    bits = _mix(purpose_B.unsqueeze(1) + (counter + 1) * _STEP)
     return _shift(bits, 40).to(torch.float32) * 2.0**-24
 
 

@@ -40,7 +40,8 @@ def masked_loss(
     if brain_MP is not None:
         values_M = brain_MP.sum(-1).long()
     values_BN = (hidden_BN.view(clips, len(values_M), -1) * values_M.unsqueeze(1)).view(clips, tokens)
-    weight_BN = (1.0 / (clips * values_BN.sum(1).clamp(min=1))).unsqueeze(1).expand(clips, tokens)
+    weight_B = 1.0 / (clips * values_BN.sum(1).clamp(min=1)).double()
+    weight_BN = weight_B.unsqueeze(1).expand(clips, tokens)
     counts_K = values_BN.flatten().nonzero().squeeze(1)
     position_K = counts_K % tokens // (tokens // len(values_M))
     return _WeightedSquares.apply(

@@ -18,6 +18,7 @@ from fmri_scale.kernels.mask import unit_mask
 from fmri_scale.models.draws import clip_keys
 from fmri_scale.models.regions import region_mask
 from fmri_scale.models.shapes import token_grid
+from sharding.format import GRID_SHAPE
 
 
 class TokenMask(NamedTuple):
@@ -52,7 +53,7 @@ def draw_mask(
     mask, model : what to hide, and of which token grid.
     seed, epoch, clip_ids : the key of each clip; `epoch` is a number or int64 `[B]`, `clip_ids` int64 `[B]`.
     device : where the mask is made.
-    regions : voxels of each atlas region in each patch `[R, M]`, for strategy region (`regions.occupancy_counts`).
+    regions : voxels of the canonical grid that each atlas region fills at each position `[R, M]`, for strategy region.
     num_frames : frames of these clips, where they differ from the configuration's.
 
     Raises
@@ -65,7 +66,8 @@ def draw_mask(
     if mask.strategy == "region":
         if regions is None:
             raise ConfigError("mask.strategy=region: no atlas was given; set mask.atlas to a label image")
-        hidden_BN = region_mask(regions.to(device), frames, mask.ratio, mask.tube_len, seed, epochs, clip_ids)
+        counts_RM, voxels = regions.to(device, torch.int64), math.prod(GRID_SHAPE) // math.prod(token_grid(model))
+        hidden_BN = region_mask(counts_RM, voxels, frames, mask.ratio, mask.tube_len, seed, epochs, clip_ids)
     else:
         unit_N, units = unit_of_token(mask, model, frames, torch.device(device))
         count = hidden_units(mask, units)

@@ -15,24 +15,17 @@ from fmri_scale.errors import ConfigError
 from fmri_scale.kernels.mask import permute
 
 MIN_LABELLED = 0.25
-"A patch can be hidden where at least this share of the best-labelled patch's voxels carries a label."
+"A patch can be hidden where at least this share of its voxels carries a label."
 
 
-def occupancy_counts(occupancy_RM: Tensor) -> Tensor:
-    """Return `[R, M]` shares or counts as integers, so that every device ranks patches alike."""
-    if not occupancy_RM.is_floating_point():
-        return occupancy_RM.to(torch.int64)
-    return (occupancy_RM.double() * 65536).round().to(torch.int64)
-
-
-def maskable_positions(occupancy_RM: Tensor) -> Tensor:
-    """Return bool `[M]`: positions whose patch holds enough labelled voxels to be hidden."""
-    labelled_M = occupancy_counts(occupancy_RM).sum(0)
-    return (labelled_M > 0) & (labelled_M >= MIN_LABELLED * labelled_M.max())
+def maskable_positions(counts_RM: Tensor, patch_voxels: int) -> Tensor:
+    """Return bool `[M]`: positions whose patch of `patch_voxels` holds enough labelled voxels to be hidden."""
+    return counts_RM.sum(0) >= MIN_LABELLED * patch_voxels
 
 
 def region_mask(
-    occupancy_RM: Tensor,
+    counts_RM: Tensor,
+    patch_voxels: int,
     num_frames: int,
     ratio: float,
     span: int,
@@ -44,7 +37,8 @@ def region_mask(
 
     Parameters
     ----------
-    occupancy_RM : voxels (or share) of each region in the patch at each position.
+    counts_RM : int64, voxels of each region in the patch at each position.
+    patch_voxels : voxels of a whole patch, of the same size as those that were counted.
     ratio : fraction of the maskable tokens to hide.
     span : frames for which a region is hidden; 0 is the whole clip.
     epochs_B, clip_ids_B : int64 `[B]`, with `seed` the key of each clip.
@@ -57,8 +51,7 @@ def region_mask(
     ------
     ConfigError : the atlas labels no patch, or the ratio hides none or all of its tokens.
     """
-    counts_RM = occupancy_counts(occupancy_RM)
-    maskable_M = maskable_positions(occupancy_RM)
+    maskable_M = maskable_positions(counts_RM, patch_voxels)
     total = int(maskable_M.sum()) * num_frames
     hidden = round(ratio * total)
     if not 0 < hidden < total:
