@@ -190,7 +190,7 @@ def prepare_run(
     if found is None:
         raise InputError(f"{info.path}: {cleaner.missing(brain):.0%} of the brain's voxels are NaN or Inf throughout")
     moments, clip = _moments(info, store, brain, settings)
-    unit = power_of_two_unit(moments.sd)
+    unit = power_of_two_unit(moments.sd, moments.voxels.largest)
     scale, stats = voxel_scale(moments.voxels, unit, settings.range_sd)
     return PreparedRun(
         info=info,

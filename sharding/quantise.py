@@ -11,6 +11,9 @@ import numpy as np
 
 CODE_MAX = 127
 
+LARGEST_OFFSET = 2.0**14
+"Largest offset in units; float16 ends at 65504."
+
 
 @dataclass(frozen=True)
 class VoxelMoments:
@@ -21,10 +24,23 @@ class VoxelMoments:
     low: np.ndarray
     high: np.ndarray
 
+    @property
+    def largest(self) -> float:
+        """Largest absolute value of all."""
+        return float(max(np.abs(self.low).max(), np.abs(self.high).max()))
 
-def power_of_two_unit(sd: float) -> float:
-    """Unit of a run: the power of two just above its sd, so that multiplying by it is exact."""
-    return float(2.0 ** np.ceil(np.log2(sd)))
+
+def power_of_two_unit(sd: float, largest: float) -> float:
+    """Unit of a run: a power of two, so that multiplying by it is exact.
+
+    Parameters
+    ----------
+    sd
+        Of the run; the unit is the power just above it,
+    largest
+        absolute value in the run, unless that would then not fit float16.
+    """
+    return float(2.0 ** np.ceil(np.log2(max(sd, largest / LARGEST_OFFSET))))
 
 
 def voxel_scale(moments: VoxelMoments, unit: float, range_sd: float) -> tuple[np.ndarray, np.ndarray]:

@@ -90,7 +90,7 @@ def open_image(path: str | Path) -> ImageInfo:
         slope=float(proxy.slope),
         inter=float(proxy.inter),
         offset=int(proxy.offset),
-        frame_step=float(zooms[time_axis]) or float(zooms[3]),
+        frame_step=float(zooms[3]) or float(zooms[time_axis]),
         frame_unit=header.get_xyzt_units()[1],
         space_code=int(header["sform_code"]) or int(header["qform_code"]),
         size=stat.st_size,
