@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from fmri_scale.errors import LaunchError
+from fmri_scale.kernels.memory import reuse_freed_memory
 from fmri_scale.training.launch import Launch
 
 _REPORTED = "fmri_scale/error"
@@ -47,6 +48,7 @@ def start(launch: Launch, timeout_s: float) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
+        reuse_freed_memory()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's own search warns where there is no GPU
     deepspeed = _quiet_deepspeed()
     backend, timeout = ("nccl" if device.type == "cuda" else "gloo"), timedelta(seconds=timeout_s)
