@@ -1,6 +1,6 @@
 """One typed configuration for every command: the schema, and how YAML files and overrides fill it."""
 
-from fmri_scale.config.load import load_config, save_config, to_dict
+from fmri_scale.config.load import load_config, load_typed, save_config, to_dict
 from fmri_scale.config.schema import (
     CheckpointConfig,
     Config,
@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "load_config",
+    "load_typed",
     "save_config",
     "to_dict",
 ]

@@ -20,6 +20,8 @@ from fmri_scale.config.check import check
 from fmri_scale.config.schema import Config
 from fmri_scale.errors import ConfigError
 
+T = typing.TypeVar("T")
+
 
 def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
     """Return the checked configuration of a run.
@@ -33,10 +35,17 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
     ------
     ConfigError : unreadable file, unknown key, wrong type, or values that do not fit together.
     """
-    merged = OmegaConf.structured(Config)
+    config = load_typed(Config, files, overrides)
+    check(config)
+    return config
+
+
+def load_typed(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
+    """Fill any schema of dataclasses in the same way, without the checks that belong to `Config`."""
+    merged = OmegaConf.structured(schema)
     for file in files:
         for path, content in _with_includes(Path(file), ()):
-            merged = _merge(merged, content, str(path))
+            merged = _merge(schema, merged, content, str(path))
     for item in overrides:
         key, sep, _ = item.partition("=")
         if not sep or not key:
@@ -45,10 +54,8 @@ def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ())
             override = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"override {item!r}: {_first_line(error)}") from error
-        merged = _merge(merged, override, f"override {item!r}")
-    config = typing.cast(Config, OmegaConf.to_object(merged))
-    check(config)
-    return config
+        merged = _merge(schema, merged, override, f"override {item!r}")
+    return typing.cast(T, OmegaConf.to_object(merged))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -79,10 +86,11 @@ def _with_includes(path: Path, seen: tuple[Path, ...]) -> Iterable[tuple[Path, d
     yield path, content
 
 
-def _merge(base: DictConfig, content: Any, where: str) -> DictConfig:
-    for key in _unknown_keys(content, Config, ""):
-        near = difflib.get_close_matches(key, list(valid_keys()), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]!r}?" if near else "; `fmri-scale config` lists all keys"
+def _merge(schema: type, base: DictConfig, content: Any, where: str) -> DictConfig:
+    for key in _unknown_keys(content, schema, ""):
+        near = difflib.get_close_matches(key, list(valid_keys(schema)), n=1, cutoff=0.4)
+        every = "`fmri-scale config` lists all keys" if schema is Config else f"keys: {', '.join(valid_keys(schema))}"
+        hint = f"; did you mean {near[0]!r}?" if near else f"; {every}"
         raise ConfigError(f"{where}: unknown key {key!r}{hint}")
     try:
         return typing.cast(DictConfig, OmegaConf.merge(base, _words(content, Config)))
