@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return loop.run(config, place, device, stop)
     except (FmriScaleError, ShardingError) as error:
-        if dist.first_to_report():
+        if dist.announce(str(error)):
             print(f"train: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:

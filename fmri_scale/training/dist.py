@@ -82,16 +82,36 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def first_to_report() -> bool:
-    """Return True on the one rank that shall print the run's error: the first that asks."""
+def announce(message: str) -> bool:
+    """Tell all ranks of an error that ends the run; return True on the one rank that shall print it: the first.
+
+    Before the ranks have met, each meets the same error of its command line by itself, and rank 0 prints it.
+    """
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     from torch.distributed import distributed_c10d as c10d
 
+    store = c10d._get_default_store()
     try:
-        return c10d._get_default_store().add(_REPORTED, 1) == 1
-    except RuntimeError:  # the store lives in rank 0, which is gone; it has reported
+        first = store.add(f"{_REPORTED}/count", 1) == 1
+        if first:
+            store.set(_REPORTED, message)
+    except RuntimeError:  # the store lives in rank 0, which has gone before and has said why
         return False
+    return first
+
+
+def announced() -> str:
+    """Return the error another rank has announced, or that rank 0 is gone; empty if neither."""
+    from torch.distributed import distributed_c10d as c10d
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return ""
+    store = c10d._get_default_store()
+    try:
+        return store.get(_REPORTED).decode() if store.check([_REPORTED]) else ""
+    except RuntimeError:
+        return "rank 0 is gone; its messages say why"
 
 
 def exchange(values: list[float], device: torch.device) -> list[list[float]]:

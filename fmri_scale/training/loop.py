@@ -12,9 +12,9 @@ import torch
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
 from fmri_scale.data import ClipStream
-from fmri_scale.errors import FmriScaleError
+from fmri_scale.errors import FmriScaleError, LaunchError
 from fmri_scale.log import configure_logging, get_logger
-from fmri_scale.training import build, folder, pictures, rng
+from fmri_scale.training import build, dist, folder, pictures, rng
 from fmri_scale.training.folder import Status
 from fmri_scale.training.guards import BadSteps
 from fmri_scale.training.launch import Launch
@@ -56,7 +56,12 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest)
         status.write("failed", trainer.step if trainer else 0, exit_code=2, message=str(error))
         raise
     except BaseException as error:
-        status.write("failed", trainer.step if trainer else 0, exit_code=1, message=repr(error))
+        told = dist.announced() if isinstance(error, RuntimeError) else ""
+        code = 2 if told else 1
+        status.write("failed", trainer.step if trainer else 0, exit_code=code, message=told or repr(error))
+        if told:  # a collective failed because the other side has stopped for a reason of its own
+            log.error("another rank has stopped: %s", told)
+            raise LaunchError(told) from error
         raise
     finally:
         if trainer:

@@ -54,7 +54,7 @@ class ClipInput:
     def __call__(self, batch: ClipBatch) -> tuple[Tensor, TokenMask, Tensor | None]:
         """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain."""
         config = self.config
-        on_device = batch.to(self.device, non_blocking=True)
+        on_device = batch.to(self.device)
         volume = decode(on_device, config.data.normalisation, self._mask_index, config.model.image_size)
         mask = draw_mask(
             config.mask, config.model, config.seed, on_device.epoch, on_device.clip_id, self.device, self._regions

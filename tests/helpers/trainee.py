@@ -3,15 +3,18 @@
 `python -m tests.helpers.trainee JOBS.json`: a list of `{"arguments": [...], "faults": {...}}`. Each run ends with a
 record in its folder, `record_RANK.json`: exit code or error message, and what only a live engine can tell.
 
-Faults (of the input, by rank): `nan_volume: [[rank, first micro-step, last]]`.
+Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail.
 """
 
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -28,46 +31,66 @@ def main() -> int:
     place.export()
     device = dist.start(place, timeout_s=120.0)
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        record = run_job(job, place, device)
-        folder = Path(read_arguments(job["arguments"]).run_dir)
-        (folder / f"record_{place.rank}.json").write_text(json.dumps(record))
+        run_job(job, place, device)
     dist.stop()
     return 0
 
 
-def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> dict[str, Any]:
-    """Train one run; return its record."""
-    from fmri_scale.training import build, loop, objective
+def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> None:
+    """Train one run and write its record."""
+    from fmri_scale.training import build, loop
 
     config = read_arguments(job["arguments"])
-    seen: dict[str, Any] = {}
-    original_engine, original_call = build.build_engine, objective.ClipInput.__call__
+    engines: list[Any] = []
+    original = build.build_engine
 
     def build_engine(*arguments: Any) -> Any:
-        seen["engine"] = engine = original_engine(*arguments)
-        return engine
+        engines.append(original(*arguments))
+        return engines[-1]
 
-    micro_steps = 0
+    with mock.patch.object(build, "build_engine", build_engine), faults(job.get("faults", {}), place.rank):
+        try:
+            outcome: dict[str, Any] = {"code": loop.run(config, place, device, StopRequest())}
+        except FmriScaleError as error:
+            outcome = {"error": str(error), "kind": type(error).__name__}
+    folder = Path(config.run_dir)
+    save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
+    (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0])}))
+
+
+@contextlib.contextmanager
+def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
+    """Let this rank meet the faults that are meant for it."""
+    from fmri_scale.training import objective
+
+    original_call, micro_steps = objective.ClipInput.__call__, 0
+    bad_rank, first, last = wanted.get("nan_volume", (-1, 0, 0))
 
     def call(self: objective.ClipInput, batch: Any) -> tuple:
         nonlocal micro_steps
         micro_steps += 1
         volume, mask, brain = original_call(self, batch)
-        for rank, first, last in job.get("faults", {}).get("nan_volume", []):
-            if rank == place.rank and first <= micro_steps <= last:
-                volume = volume * math.nan
-        return volume, mask, brain
+        return volume * (math.nan if rank == bad_rank and first <= micro_steps <= last else 1.0), mask, brain
 
-    build.build_engine, objective.ClipInput.__call__ = build_engine, call  # type: ignore[method-assign]
-    try:
-        outcome: dict[str, Any] = {"code": loop.run(config, place, device, StopRequest())}
-    except FmriScaleError as error:
-        outcome = {"error": str(error), "kind": type(error).__name__}
-    finally:
-        build.build_engine, objective.ClipInput.__call__ = original_engine, original_call  # type: ignore[method-assign]
-    engine = seen["engine"]
-    save_live_weights(engine, Path(config.run_dir) / f"live_{place.rank}.safetensors")
-    return {**outcome, "timeouts_s": group_timeouts(), "accumulation_dtype": str(engine.get_data_types()[1])}
+    def save(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(objective.ClipInput, "__call__", call))
+        if wanted.get("full_disk") == rank:
+            stack.enter_context(mock.patch.object(torch, "save", save))
+        yield
+
+
+def facts(engine: Any) -> dict[str, Any]:
+    """Return what a live engine is set to."""
+    groups = engine.optimizer.param_groups
+    return {
+        "timeouts_s": group_timeouts(),
+        "accumulation_dtype": str(engine.get_data_types()[1]),
+        "clip_grad": getattr(engine.optimizer, "clip_grad", None),
+        "groups": [{key: group[key] for key in ("weight_decay", "betas", "eps", "lr")} for group in groups],
+    }
 
 
 def save_live_weights(engine: Any, path: Path) -> None:

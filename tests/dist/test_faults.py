@@ -1,0 +1,140 @@
+"""Two ranks meet bad input, a full disk and a changed configuration; all of them end alike, and say so once."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fmri_scale.checkpoint import consolidated_state, layout, newest
+from fmri_scale.training.folder import STATUS
+from fmri_scale.training.metrics import read_metrics
+from sharding.corpus import open_corpus
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_run import write_run
+from tests.helpers.tiny_training import arguments, write_tiny_corpus
+
+pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("faults")]
+
+TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
+BAD = {"nan_volume": [1, 5, 5]}
+"Rank 1 has two micro-batches a step: this is the first one of its step 3."
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_tiny_corpus(tmp_path_factory.mktemp("corpus") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, corpus) -> Path:
+    """Runs on two ranks: `nan_0` and `nan_2` (ZeRO stage), `stops`, `full`, and `changed`, resumed as `changed`."""
+    folder = tmp_path_factory.mktemp("faults")
+
+    def job(name: str, faults: dict | None = None, **changes: object) -> dict:
+        return {"arguments": arguments(folder / name, corpus, **changes), "faults": faults or {}}
+
+    saved = {"checkpoint__every_steps": 1, "checkpoint__keep_last": 9}
+    jobs = [job(f"nan_{stage}", BAD, optim__steps=4, engine__zero_stage=stage, **saved) for stage in (0, 2)]
+    jobs.append(job("stops", {"nan_volume": [1, 3, 99]}, optim__steps=9, engine__max_bad_steps=3))
+    jobs.append(job("full", {"full_disk": 1}, optim__steps=2, checkpoint__every_steps=1))
+    for clip, decay, betas in ((1.0, 0.1, [0.9, 0.95]), (0.25, 0.3, [0.8, 0.9])):
+        changes = {"optim__clip_grad": clip, "optim__weight_decay": decay, "optim__betas": betas}
+        jobs.append(job("changed", optim__steps=1 if clip == 1.0 else 2, **changes))
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    ended = run_ranks([str(folder / "jobs.json")], 2, folder, TRAINEE)
+    assert [process.code for process in ended] == [0, 0]
+    return folder
+
+
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads((run_dir / f"record_{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_nonfinite_input_skips_the_step(runs, corpus, stage):
+    """One rank's NaN: no rank takes the step, it is counted, its clips are named, and the run goes on."""
+    run = runs / f"nan_{stage}"
+    rows = read_metrics(run)
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1]
+    assert [row["loss"] is None for row in rows] == [False, False, True, False]
+    weights = load_file(run / "live_0.safetensors")
+    assert all(bool(torch.isfinite(w).all()) for w in weights.values())
+    bad = [json.loads(line) for line in (run / "bad_steps.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in bad] == [3]
+    losses = [[float(b["loss"]) for b in rank["micro_batches"]] for rank in bad[0]["ranks"]]
+    assert [[math.isfinite(x) for x in rank] for rank in losses] == [[True, True], [False, True]]
+    clips = bad[0]["ranks"][1]["micro_batches"][0]["clips"]
+    assert clips[0].split("@")[0] in set(open_corpus(corpus).index["key"])
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_skipped_step_leaves_the_weights_as_they_were(runs, stage):
+    one, two, three, four = (consolidated_state(layout.step_dir(runs / f"nan_{stage}", k)) for k in (1, 2, 3, 4))
+    assert all(torch.equal(two[name], three[name]) for name in two)
+    assert any(not torch.equal(one[name], two[name]) for name in two)
+    assert any(not torch.equal(three[name], four[name]) for name in two)
+
+
+def test_run_stops_after_bad_steps_in_a_row(runs):
+    for record in records(runs / "stops"):
+        assert record["kind"] == "TrainingError"
+        assert "3 steps in a row (up to step 4)" in record["error"]
+    status = json.loads((runs / "stops" / STATUS).read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+    assert len((runs / "stops" / "bad_steps.jsonl").read_text().splitlines()) == 3
+
+
+def test_full_disk_stops_all_ranks(runs):
+    """The rank that cannot write does not leave the other waiting; nothing half written stays."""
+    for record in records(runs / "full"):
+        assert record["kind"] == "CheckpointError"
+        assert "rank 1: " in record["error"]
+        assert "No space left on device" in record["error"]
+    assert layout.committed(runs / "full") == layout.leftovers(runs / "full") == []
+
+
+def test_changed_hyperparameters_take_effect_on_resume(runs):
+    """DeepSpeed would go on with the norm, betas and decay that lie in the checkpoint."""
+    for record in records(runs / "changed"):
+        assert record["code"] == 0
+        assert record["clip_grad"] == 0.25
+        assert [group["weight_decay"] for group in record["groups"]] == [0.3, 0.0]
+        assert all(group["betas"] == [0.8, 0.9] for group in record["groups"])
+    assert newest(runs / "changed").step == 2
+    log = (runs / "changed" / "logs" / "rank_0.log").read_text()
+    assert "optim.clip_grad 1.0 -> 0.25" in log
+
+
+def test_checkpoint_of_another_model_is_one_line_from_all_ranks(tmp_path, corpus):
+    run = tmp_path / "run"
+    write_run(run)
+    ended = run_ranks(arguments(run, corpus, optim__steps=99), 2, tmp_path)
+    assert [process.code for process in ended] == [2, 2]
+    told = [line for process in ended for line in process.err.splitlines() if line.startswith("train: ")]
+    assert len(told) == 1
+    assert "model.patch_size [24, 24, 24, 1] -> [6, 6, 6, 1]" in told[0]
+    assert all("Traceback" not in process.err for process in ended)
+    assert newest(run).step == 30
+
+
+def test_error_of_one_rank_ends_all_and_is_said_once(tmp_path, corpus):
+    """A damaged frame is met by one rank only; the other learns why it was left alone."""
+    damaged = write_tiny_corpus(tmp_path / "damaged")
+    shard = next((damaged / "shards").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    run = tmp_path / "run"
+    ended = run_ranks(arguments(run, damaged, optim__steps=40), 2, tmp_path)
+    assert [process.code for process in ended] == [2, 2]
+    told = [line for process in ended for line in process.err.splitlines() if line.startswith("train: ")]
+    assert len(told) == 1
+    assert shard.name in told[0]
+    assert all("Traceback" not in process.err for process in ended)
+    status = json.loads((run / STATUS).read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 2)
+    assert shard.name in status["message"]
