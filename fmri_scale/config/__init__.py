@@ -2,6 +2,7 @@
 
 from fmri_scale.config.load import load_config, load_typed, save_config, to_dict
 from fmri_scale.config.schema import (
+    AugmentConfig,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -14,6 +15,7 @@ from fmri_scale.config.schema import (
 )
 
 __all__ = [
+    "AugmentConfig",
     "CheckpointConfig",
     "Config",
     "DataConfig",

@@ -32,6 +32,9 @@ def check(config: Config) -> None:
     _check_mask(config.mask)
     _check_optim(config.optim)
     _check_data(config.data)
+    for key in ("rotation_deg", "translation_mm", "shift_frames", "noise_sd"):
+        _at_least(f"augment.{key}", getattr(config.augment, key), 0)
+    _fraction("augment.scale", config.augment.scale)
     _positive("log.every_steps", config.log.every_steps)
     _positive("checkpoint.keep_last", config.checkpoint.keep_last)
     _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 0)

@@ -118,6 +118,22 @@ class DataConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Changes to clips on the device, drawn from (seed, epoch, clip id); all off by default."""
+
+    rotation_deg: float = 0.0
+    "Largest rotation about each axis, one for a whole clip, in degrees."
+    translation_mm: float = 0.0
+    "Largest shift along each axis, one for a whole clip, in mm."
+    scale: float = 0.0
+    "Largest relative change of size, one for a whole clip; 0.05 is 5 % smaller to 5 % larger."
+    shift_frames: float = 0.0
+    "Largest shift in time, in frames; between frames the signal is interpolated."
+    noise_sd: float = 0.0
+    "Standard deviation of Gaussian noise in normalised units, drawn anew for every voxel and frame of the brain."
+
+
+@dataclass
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay."""
 
@@ -212,6 +228,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -6,10 +6,13 @@ import torch
 from fmri_scale.data.batch import ClipBatch
 from fmri_scale.data.plan import Clips
 from fmri_scale.data.request import SlotViews
+from fmri_scale.data.ring import Loan
 from fmri_scale.data.table import SampleTable
 
 
-def assemble(table: SampleTable, positions: np.ndarray, clips: Clips, views: SlotViews) -> ClipBatch:
+def assemble(
+    table: SampleTable, positions: np.ndarray, clips: Clips, views: SlotViews, loan: Loan | None = None
+) -> ClipBatch:
     """Return the batch of `clips` at `positions`, int64 [B], whose codes and planes are in `views` (not copied)."""
     rows = clips.sample
     facts = {name: torch.from_numpy(table.columns[name][rows]) for name in ("unit", "mean", "sd", "background")}
@@ -23,5 +26,6 @@ def assemble(table: SampleTable, positions: np.ndarray, clips: Clips, views: Slo
         start_frame=torch.from_numpy(clips.start_frame),
         keys=[table.key(row) for row in rows],
         valid=torch.ones(len(rows), dtype=torch.bool),
+        loan=loan,
         **facts,
     )

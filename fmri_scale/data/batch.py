@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fmri_scale.data.ring import Loan
+
 
 @dataclass
 class ClipBatch:
@@ -36,6 +38,8 @@ class ClipBatch:
         Names of the samples.
     valid
         bool [B]: False for clips that only keep ranks in step during validation and must not be counted.
+    loan
+        The slot of the loader's memory that codes, scale and stats lie in.
     """
 
     codes: torch.Tensor
@@ -51,16 +55,23 @@ class ClipBatch:
     start_frame: torch.Tensor
     keys: list[str]
     valid: torch.Tensor
+    loan: Loan | None = None
 
     def __len__(self) -> int:
         """Clips."""
         return int(self.codes.shape[0])
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ClipBatch":
-        """Return the batch with its tensors on a device."""
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "ClipBatch":
+        """Return the batch with its tensors on a device; copies to a GPU need not be waited for."""
+        device = torch.device(device)
+        asynchronous = non_blocking and device.type == "cuda" and self.loan is not None
         moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=non_blocking)
+            f.name: value.to(device, non_blocking=asynchronous)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), torch.Tensor)
         }
+        if asynchronous and self.loan is not None:
+            copied = torch.cuda.Event()
+            copied.record(torch.cuda.current_stream(device))
+            self.loan.busy = lambda: not copied.query()
         return replace(self, **moved)

@@ -7,7 +7,7 @@ from fmri_scale.data.request import Job, SlotViews
 
 
 class InlineReader:
-    """Reads a job when it is waited for.
+    """Reads jobs where they are waited for.
 
     Parameters
     ----------
@@ -20,10 +20,7 @@ class InlineReader:
     def __init__(self, reader: ClipReader, views: Callable[[int], SlotViews]) -> None:
         self._reader, self._views = reader, views
 
-    def submit(self, job: Job) -> None:
-        """Accept a job."""
-
-    def wait(self, job: Job) -> None:
+    def read(self, job: Job) -> None:
         """Read the job's clips."""
         views = self._views(job.slot)
         for place, request in job.clips:

@@ -4,7 +4,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from fmri_scale.data.reading import ReadFault
+from fmri_scale.data.reading import ReadFault, Span
 
 OPEN_FILES = 128
 "Shards kept open; opening one on a parallel file system costs a round trip."
@@ -23,41 +23,48 @@ class LocalSource:
         self._paths = paths
         self._open: OrderedDict[int, int] = OrderedDict()
 
-    def read(self, shard: int, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers from `offset` on."""
-        wanted = sum(buffer.nbytes for buffer in buffers)
+    def read(self, shard: int, spans: Sequence[Span]) -> None:
+        """Fill the buffers of all spans."""
         try:
-            got = os.preadv(self._file(shard), buffers, offset)
-            while 0 < got < wanted:
-                # A single call gives at most 2 GiB, and a signal or a network file system may give less.
-                more = os.preadv(self._file(shard), _rest(buffers, got), offset + got)
-                if more == 0:
-                    break
-                got += more
+            file = self._file(shard)
+            for span in spans:
+                got = read_exactly(file, span)
+                if got != span.size:
+                    end = span.offset + got
+                    raise ReadFault(f"{self._paths[shard]}: ends at byte {end}, {span.offset + span.size} expected")
         except OSError as error:
-            self._forget(shard)
             raise ReadFault(f"{self._paths[shard]}: {error.strerror}") from error
-        if got != wanted:
-            self._forget(shard)
-            raise ReadFault(f"{self._paths[shard]}: ends at byte {offset + got}, {offset + wanted} expected")
+
+    def distrust(self, shard: int, spans: Sequence[Span]) -> None:
+        """Close the shard, since it may have been replaced by a whole one."""
+        if shard in self._open:
+            os.close(self._open.pop(shard))
 
     def close(self) -> None:
         """Close the shards."""
-        for shard in list(self._open):
-            self._forget(shard)
+        while self._open:
+            os.close(self._open.popitem()[1])
 
     def _file(self, shard: int) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         while len(self._open) >= OPEN_FILES:
-            self._forget(next(iter(self._open)))
+            os.close(self._open.popitem(last=False)[1])
         self._open[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
 
-    def _forget(self, shard: int) -> None:
-        if shard in self._open:
-            os.close(self._open.pop(shard))
+
+def read_exactly(file: int, span: Span) -> int:
+    """Fill a span from an open file; return the bytes read, fewer than asked for only at the file's end."""
+    done, wanted = os.preadv(file, span.buffers, span.offset), span.size
+    while 0 < done < wanted:
+        # One call gives at most 2 GiB, and a signal or a network file system may give less.
+        more = os.preadv(file, _rest(span.buffers, done), span.offset + done)
+        if more == 0:
+            break
+        done += more
+    return done
 
 
 def _rest(buffers: Sequence[memoryview], done: int) -> list[memoryview]:

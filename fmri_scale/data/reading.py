@@ -11,7 +11,7 @@ import io
 import random
 import time
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -35,11 +35,26 @@ class ReadFault(Exception):
         self.final = final
 
 
+class Span(NamedTuple):
+    """A run of bytes of a shard, and the buffers it fills one after the other."""
+
+    offset: int
+    buffers: Sequence[memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+
 class Source(Protocol):
     """Where the bytes of shards come from."""
 
-    def read(self, shard: int, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers, one after the other, with the shard's bytes from `offset`; ReadFault if there are fewer."""
+    def read(self, shard: int, spans: Sequence[Span]) -> None:
+        """Fill the buffers of all spans; ReadFault if bytes are missing or do not come."""
+
+    def distrust(self, shard: int, spans: Sequence[Span]) -> None:
+        """Drop what is kept of these bytes: they were read and found wrong."""
 
     def close(self) -> None:
         """Let go of files and connections."""
@@ -63,57 +78,63 @@ class ClipReader:
 
     def read(self, request: ClipRequest, views: SlotViews, place: int) -> int:
         """Fill place `place` of a slot; return how many reads were repeated; ReadFault when all failed."""
+        clip = _Clip(request, views, place, self.layout.header_bytes)
         for attempt in range(self.retries + 1):
             try:
-                self._read_once(request, views, place)
+                self.source.read(request.shard, clip.spans)
+                if self.verify:
+                    clip.check()
                 return attempt
             except ReadFault as fault:
+                self.source.distrust(request.shard, clip.spans)
                 if fault.final or attempt == self.retries:
                     raise
                 pause = min(LONGEST_BACKOFF_S, BACKOFF_S * 2**attempt)
                 time.sleep(pause * random.uniform(0.5, 1.0))
         raise AssertionError("the last attempt returns or raises")
 
-    def _read_once(self, request: ClipRequest, views: SlotViews, place: int) -> None:
-        self._read_codes(request, views.codes[place])
-        self._read_planes(request.shard, request.scale_offset, request.scale_xxh3, views.scale[place], "scale")
-        if views.stats is not None:
-            self._read_planes(request.shard, request.stats_offset, request.stats_xxh3, views.stats[place], "stats")
 
-    def _read_codes(self, request: ClipRequest, codes: np.ndarray) -> None:
-        num_voxels, payload = codes.shape[1], codes.data.cast("B")
+class _Clip:
+    """The spans of a clip, and the checks of what they were filled with."""
+
+    def __init__(self, request: ClipRequest, views: SlotViews, place: int, header_bytes: int) -> None:
+        self.request, self.header_bytes = request, header_bytes
+        self.codes = views.codes[place]
+        num_voxels, payload = self.codes.shape[1], self.codes.data.cast("B")
+        self.header: bytearray | None = None
         if request.start_frame:
-            offset = request.bold_offset + self.layout.header_bytes + request.start_frame * num_voxels
-            self.source.read(request.shard, offset, [payload])
+            codes = Span(request.bold_offset + header_bytes + request.start_frame * num_voxels, [payload])
         else:
-            header = bytearray(self.layout.header_bytes)
-            self.source.read(request.shard, request.bold_offset, [memoryview(header), payload])
-            if self.verify and header != _codes_header(request.n_frames, num_voxels):
-                raise ReadFault("bold.npy: its header is not that of the sample in the index")
-        if self.verify:
-            self._check_frames(request, codes)
+            self.header = bytearray(header_bytes)
+            codes = Span(request.bold_offset, [memoryview(self.header), payload])
+        self.hashes = bytearray(header_bytes + 8 * request.n_frames)
+        self.planes = [("scale", self._plane(request.scale_offset, views.scale[place]), request.scale_xxh3)]
+        if views.stats is not None:
+            self.planes.append(("stats", self._plane(request.stats_offset, views.stats[place]), request.stats_xxh3))
+        hashes = Span(request.frame_xxh3_offset, [memoryview(self.hashes)])
+        self.spans = [codes, hashes, *(span for _, span, _ in self.planes)]
 
-    def _check_frames(self, request: ClipRequest, codes: np.ndarray) -> None:
-        member = bytearray(self.layout.header_bytes + 8 * request.n_frames)
-        self.source.read(request.shard, request.frame_xxh3_offset, [memoryview(member)])
-        if xxhash.xxh3_64_intdigest(member) != request.frame_xxh3_xxh3:
+    def _plane(self, offset: int, planes: np.ndarray) -> Span:
+        return Span(offset, [memoryview(bytearray(self.header_bytes)), planes.data.cast("B")])
+
+    def check(self) -> None:
+        """Raise ReadFault unless everything is as it was written."""
+        if self.header is not None and self.header != _codes_header(self.request.n_frames, self.codes.shape[1]):
+            raise ReadFault("bold.npy: its header is not that of the sample in the index")
+        if xxhash.xxh3_64_intdigest(self.hashes) != self.request.frame_xxh3_xxh3:
             raise ReadFault("frame_xxh3.npy: its checksum is not the one in the index")
-        expected = np.frombuffer(member, np.uint64, offset=self.layout.header_bytes)
-        for number, frame in enumerate(codes, request.start_frame):
-            if xxhash.xxh3_64_intdigest(frame.data) != int(expected[number]):
+        written = np.frombuffer(self.hashes, np.uint64, offset=self.header_bytes)
+        for number, frame in enumerate(self.codes, self.request.start_frame):
+            if xxhash.xxh3_64_intdigest(frame.data) != int(written[number]):
                 raise ReadFault(f"bold.npy: the checksum of frame {number} is not the one written with it")
-
-    def _read_planes(self, shard: int, offset: int, expected: int, planes: np.ndarray, name: str) -> None:
-        header, payload = memoryview(bytearray(self.layout.header_bytes)), planes.data.cast("B")
-        self.source.read(shard, offset, [header, payload])
-        if not self.verify:
-            return
-        digest = xxhash.xxh3_64(header)
-        digest.update(payload)
-        if digest.intdigest() != expected:
-            raise ReadFault(f"{name}.npy: its checksum is not the one in the index")
-        if ((planes.view(np.uint16) & EXPONENT) == EXPONENT).any():
-            raise ReadFault(f"{name}.npy: values that are not finite", final=True)
+        for name, span, expected in self.planes:
+            digest = xxhash.xxh3_64()
+            for buffer in span.buffers:
+                digest.update(buffer)
+            if digest.intdigest() != expected:
+                raise ReadFault(f"{name}.npy: its checksum is not the one in the index")
+            if ((np.frombuffer(span.buffers[1], np.uint16) & EXPONENT) == EXPONENT).any():
+                raise ReadFault(f"{name}.npy: values that are not finite", final=True)
 
 
 @functools.lru_cache(maxsize=256)

@@ -82,6 +82,12 @@ class Ring:
         weakref.finalize(memory, self._cooling.append, loan).atexit = False
         return self.layout.views(memory, count), loan
 
+    @property
+    def address(self) -> tuple[int, int]:
+        """Where the memory begins, and its bytes: what a device needs to copy from it directly."""
+        whole = np.frombuffer(self._map, np.uint8)
+        return whole.ctypes.data, whole.nbytes
+
     def close(self) -> None:
         """Let go of the file; the memory goes with the last batch over it."""
         if self.fd >= 0:

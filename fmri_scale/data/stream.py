@@ -17,13 +17,12 @@ import numpy as np
 from fmri_scale.config import DataConfig
 from fmri_scale.data.assemble import assemble
 from fmri_scale.data.batch import ClipBatch
+from fmri_scale.data.corpora import source_spec
 from fmri_scale.data.faults import BadClip, FaultLog
-from fmri_scale.data.inline import InlineReader
-from fmri_scale.data.local import LocalSource
+from fmri_scale.data.pinning import pin
 from fmri_scale.data.plan import Clip, Clips, Order, Plan
-from fmri_scale.data.reading import ClipReader
-from fmri_scale.data.request import Job, SlotLayout, SlotViews
-from fmri_scale.data.ring import Ring
+from fmri_scale.data.request import Job, SlotLayout
+from fmri_scale.data.slots import Slots
 from fmri_scale.data.state import check_identity, clip_sum
 from fmri_scale.data.table import sample_table
 from fmri_scale.errors import ConfigError, DataError
@@ -33,9 +32,6 @@ from sharding.format import NPY_HEADER_BYTES
 
 LOOK_AHEAD = 512
 "Clips looked up in the plan at once."
-
-MOST_SLOTS = 64
-"Micro-batches read ahead at most, however small they are."
 
 SUBSTITUTES = 8
 "Stand-ins tried for one bad clip before the run stops."
@@ -52,6 +48,19 @@ class MicroBatch:
 
 class ClipStream:
     """Endless micro-batches of one rank.
+
+    Attributes
+    ----------
+    position
+        Clips that all ranks have consumed.
+    clip_hash
+        Running hash of their ids (see state.py), the same on every rank.
+    delivered, delivered_hash
+        Clips that this rank was given since the stream began or was resumed, and its part of the hash.
+    consumed, consumed_hash
+        Clips counted by `advance` since then, and what they add to the hash; check_ranks compares the two.
+    faults
+        Clips that could not be read.
 
     Parameters
     ----------
@@ -102,14 +111,11 @@ class ClipStream:
         self.faults = FaultLog(config.on_bad_sample, config.max_bad_fraction, config.max_bad_clips, rank, quarantine)
         with_stats = config.normalisation == "voxel_z"
         self._layout = SlotLayout(micro_batch, num_frames, self.table.num_voxels, with_stats, NPY_HEADER_BYTES)
-        self._ring = Ring(self._layout, _num_slots(config, self._layout))
-        paths = [str(corpora[shard.corpus].shard_path(shard.name)) for shard in self.table.shards]
-        reader = ClipReader(LocalSource(paths), self._layout, config.verify, config.retries)
-        self._inline = InlineReader(reader, self._views)
-        self._private: dict[int, np.ndarray] = {}
+        self._slots = Slots(self._layout, source_spec(corpora, self.table, config), config, self._where)
+        pin(self._slots.ring)
         self._pending: deque[MicroBatch] = deque()
-        self._jobs = 0
-        self.clip_hash = self.delivered = self.delivered_hash = 0
+        self.clip_hash = 0
+        self.delivered = self.delivered_hash = self.consumed = self.consumed_hash = 0
         self._restart(position)
         self._log_plan()
 
@@ -130,19 +136,22 @@ class ClipStream:
     def __next__(self) -> ClipBatch:
         self._read_ahead()
         micro = self._pending[0]
-        self._wait(micro.job)
+        self._slots.wait(micro.job)
         clips = self._mend(micro)
         self._pending.popleft()
-        self.delivered += len(micro.positions) * self.world_size
+        self.delivered += len(micro.positions)
         self.delivered_hash = (self.delivered_hash + clip_sum(micro.positions, micro.clips)) % 2**64
-        views = self._lend(micro.job, len(micro.positions))
-        return assemble(self.table, micro.positions, clips, views)
+        views, loan = self._slots.lend(micro.job, len(micro.positions))
+        return assemble(self.table, micro.positions, clips, views, loan)
 
     def advance(self, num_clips: int) -> None:
         """Count clips of all ranks as consumed; call it when the optimizer has made its step with them."""
         positions = np.arange(self.position, self.position + num_clips, dtype=np.int64)
-        self.clip_hash = (self.clip_hash + clip_sum(positions, self.plan.clips(positions))) % 2**64
+        added = clip_sum(positions, self.plan.clips(positions))
+        self.clip_hash = (self.clip_hash + added) % 2**64
+        self.consumed_hash = (self.consumed_hash + added) % 2**64
         self.position += num_clips
+        self.consumed += num_clips
         self.faults.check_budget(self.position)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,33 +173,24 @@ class ClipStream:
     def close(self) -> None:
         """Stop reading and let go of shards and memory."""
         self._pending.clear()
-        self._inline.close()
-        self._ring.close()
+        self._slots.close()
 
     def _restart(self, position: int) -> None:
         """Forget what was read ahead and go on at a position."""
-        for micro in self._pending:
-            self._wait(micro.job)
-            self._give_back(micro.job)
-        self._pending.clear()
-        self.position = self._issued = self._looked_up = position
+        while self._pending:
+            self._slots.drop(self._pending.popleft().job)
+        self.position = self._looked_up = position
         self._ahead: deque[tuple[np.ndarray, Clips]] = deque()
-        self.delivered = self.delivered_hash = 0
+        self.delivered = self.delivered_hash = self.consumed = self.consumed_hash = 0
 
     def _read_ahead(self) -> None:
-        while self._ring.num_free and len(self._pending) < self._ring.num_slots:
-            self._issue(self._ring.take())
-        if not self._pending:
-            # Every slot is held by batches still in use: read into memory of its own rather than wait for ever.
-            self._private[-1 - self._jobs] = np.empty(self._layout.slot_bytes, np.uint8)
-            self._issue(-1 - self._jobs)
-
-    def _issue(self, slot: int) -> None:
-        if not self._ahead:
-            self._look_up()
-        positions, clips = self._ahead.popleft()
-        requests = self.table.requests(clips.sample, clips.start_frame)
-        self._pending.append(MicroBatch(positions, clips, self._submit(slot, list(enumerate(requests)))))
+        """Have micro-batches read while there is room, and at least the next one."""
+        while self._slots.has_room or not self._pending:
+            if not self._ahead:
+                self._look_up()
+            positions, clips = self._ahead.popleft()
+            requests = self.table.requests(clips.sample, clips.start_frame)
+            self._pending.append(MicroBatch(positions, clips, self._slots.submit(list(enumerate(requests)))))
 
     def _look_up(self) -> None:
         """Ask the plan for the next micro-batches of this rank, many at once (1 us a clip instead of 10)."""
@@ -225,8 +225,8 @@ class ClipStream:
                     column[place] = value
                 rows, starts = np.array([instead.sample]), np.array([instead.start_frame])
                 again.append((place, self.table.requests(rows, starts)[0]))
-            micro.job = self._submit(micro.job.slot, again)
-            self._wait(micro.job)
+            micro.job = self._slots.submit_to(micro.job.slot, again)
+            self._slots.wait(micro.job)
         raise DataError(f"clip {micro.positions[0]}: {SUBSTITUTES} clips in a row cannot be read: {faults}")
 
     def _bad_clip(self, k: int, clip: Clip, instead: Clip | None, reason: str) -> BadClip:
@@ -234,38 +234,12 @@ class ClipStream:
         name = f"{self.table.key(instead.sample)} from frame {instead.start_frame}" if instead else ""
         return BadClip(self.rank, k, shard, self.table.key(clip.sample), clip.start_frame, reason, name)
 
-    def _submit(self, slot: int, clips: list) -> Job:
-        job = Job(self._jobs, slot, clips, {})
-        self._jobs += 1
-        self._inline.submit(job)
-        return job
-
-    def _wait(self, job: Job) -> None:
-        if not job.done:
-            self._inline.wait(job)
-
-    def _memory(self, slot: int) -> np.ndarray:
-        return self._private[slot] if slot < 0 else self._ring.memory(slot)
-
-    def _views(self, slot: int) -> SlotViews:
-        return self._layout.views(self._memory(slot), self.micro_batch)
-
-    def _give_back(self, job: Job) -> None:
-        if job.slot < 0:
-            del self._private[job.slot]
-        else:
-            self._ring.put_back(job.slot)
-
-    def _lend(self, job: Job, count: int) -> SlotViews:
-        if job.slot < 0:
-            return self._layout.views(self._private.pop(job.slot), count)
-        return self._ring.lend(job.slot, count)[0]
-
-
-def _num_slots(config: DataConfig, layout: SlotLayout) -> int:
-    """Return how many micro-batches fit the memory for reading ahead; two where nothing reads ahead."""
-    fit = int(config.prefetch_mb * 1e6) // layout.slot_bytes
-    return max(2, min(fit, MOST_SLOTS)) if config.num_readers else 2
+    def _where(self, job: Job) -> str:
+        """Say what a job reads."""
+        return ", ".join(
+            f"{self.table.where(request.row)} from frame {request.start_frame} (byte {request.bold_offset})"
+            for _, request in job.clips
+        )
 
 
 def _check_split(global_batch: int, micro_batch: int, world_size: int) -> None:

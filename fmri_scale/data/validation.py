@@ -14,11 +14,12 @@ import torch.distributed as dist
 from fmri_scale.config import DataConfig
 from fmri_scale.data.assemble import assemble
 from fmri_scale.data.batch import ClipBatch
-from fmri_scale.data.local import LocalSource
+from fmri_scale.data.corpora import source_spec
 from fmri_scale.data.plan import Clips
 from fmri_scale.data.pool import clip_ids, clips_per_sample
 from fmri_scale.data.reading import ClipReader, ReadFault
 from fmri_scale.data.request import SlotLayout
+from fmri_scale.data.sources import make_source
 from fmri_scale.data.table import SampleTable, sample_table
 from fmri_scale.errors import DataError
 from sharding.corpus import Corpus
@@ -70,8 +71,7 @@ def validation_clips(
     table = sample_table(corpora, split)
     clips = fixed_clips(table, num_frames, num_clips)
     layout = SlotLayout(micro_batch, num_frames, table.num_voxels, config.normalisation == "voxel_z", NPY_HEADER_BYTES)
-    paths = [str(corpora[shard.corpus].shard_path(shard.name)) for shard in table.shards]
-    reader = ClipReader(LocalSource(paths), layout, config.verify, config.retries)
+    reader = ClipReader(make_source(source_spec(corpora, table, config)), layout, config.verify, config.retries)
     num_batches = -(-len(clips.sample) // micro_batch)
     try:
         for turn in range(-(-num_batches // world_size)):
