@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "turn a training run into a released checkpoint",
     "features": "bring NIfTI runs through a released checkpoint to embeddings",
     "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
+    "import-neurostorm": "turn a public NeuroSTORM checkpoint into a released one, running nothing it holds",
     "push": "upload a released checkpoint to the Hugging Face hub",
 }
 "Command name (module of this package, dashes as underscores) and its one-line help."

@@ -9,21 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from fmri_scale.checkpoint.files import sha256
 from fmri_scale.errors import CheckpointError
 from fmri_scale.release.layout import CHECKSUMS, FORMAT_VERSION, OPTIONAL, REQUIRED, json_bytes, read_json, write_json
 
-CHUNK = 8 * 2**20
 NOT_OURS = (".gitattributes", ".git", ".cache", ".gitignore", ".DS_Store")
 "What a hub or a desktop puts beside a release; never read by us."
-
-
-def sha256(path: Path) -> str:
-    """Return the hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def seal(folder: Path) -> None:

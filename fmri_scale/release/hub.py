@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fmri_scale.checkpoint.files import sha256
 from fmri_scale.errors import CheckpointError
 from fmri_scale.release import checksums, layout
 
@@ -104,7 +105,7 @@ def _check_arrival(api: Any, name: str, commit: str, folder: Path, names: list[s
         entry, path = there.get(file), folder / file
         lfs = getattr(entry, "lfs", None)
         found = lfs.sha256 if lfs else getattr(entry, "blob_id", None)
-        if found != (checksums.sha256(path) if lfs else _git_hash(path.read_bytes())):
+        if found != (sha256(path) if lfs else _git_hash(path.read_bytes())):
             raise CheckpointError(f"{name}: {file} at commit {commit[:12]} is not what was sent; push again")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fmri_scale.checkpoint.files import sync
 from fmri_scale.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -76,12 +77,14 @@ def staged_folder(out: str | Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         yield aside
-        for path in (*sorted(aside.iterdir()), aside):
-            flush(path)
+        for path in sorted(aside.iterdir()):
+            path.chmod(_usual_mode())  # safetensors makes files that only their owner can read
+            sync(path)
+        sync(aside)
         if out.is_dir() and any(out.iterdir()):
             out.rename(retired)
         aside.rename(out)
-        flush(out.parent)
+        sync(out.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -103,10 +106,8 @@ def check_vacant(out: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{out}: holds something that is not a release, so --overwrite does not delete it")
 
 
-def flush(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _usual_mode() -> int:
+    """Return the permissions that this process gives to a new file."""
+    masked = os.umask(0)
+    os.umask(masked)
+    return 0o666 & ~masked

@@ -128,7 +128,7 @@ def _rows(path: Path, step: int) -> list[dict[str, Any]]:
 def _throughput(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return medians over the run of the speeds it logged; empty where it logged none."""
     found = {}
-    for key in ("frames_per_s", "frames_per_s_per_gpu", "mfu", "data_wait"):
+    for key in ("frames_per_s", "frames_per_s_per_rank", "model_tflops_per_rank", "mfu", "data_wait_fraction"):
         values = [row[key] for row in rows if isinstance(row.get(key), float | int)]
         if values:
             found[f"{key}_median"] = float(f"{statistics.median(values):.6g}")
