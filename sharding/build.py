@@ -6,7 +6,6 @@ corpus. A run that cannot be used fails alone, with its reason in runs.parquet.
 """
 
 import contextlib
-import errno
 import fcntl
 import json
 import shutil
@@ -18,7 +17,7 @@ import pyarrow.parquet as pq
 
 from sharding.corpus import Corpus, open_corpus
 from sharding.discover import LeftOut, RunSource
-from sharding.errors import CorpusError, InputError, ShardingError
+from sharding.errors import CorpusError, InputError
 from sharding.finish import write_corpus_files
 from sharding.index import Row
 from sharding.plan import BuildSettings, Plan, PlannedShard, nothing_usable, plan_build
@@ -76,39 +75,49 @@ def build_corpus(
             return _result(out, 0)
         _check_free(out, plan, overwrite)
         with _working_folder(out) as work:
-            made = _make(plan, settings, out, work, start(plan.num_frames))
+            records, made = _make_shards(plan, settings, out, work, start(plan.num_frames))
+            if any(record["index"] for record in records):
+                write_corpus_files(out, plan, settings, records)
             shutil.rmtree(work)
-        return _result(out, made)
-    except OSError as error:
-        if fresh and error.errno != errno.ENOSPC:
-            shutil.rmtree(out, ignore_errors=True)
+    except OSError as error:  # reading faults are InputErrors long before they come here
         raise CorpusError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from error
-    except ShardingError:
-        if fresh:
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+    if not (out / "corpus.json").is_file():
+        _remove_empty(out, fresh)
+        raise InputError(nothing_usable(_reasons(plan, records)))
+    return _result(out, made)
 
 
 def _is_whole(out: Path, plan: Plan) -> bool:
     """Whether `out` holds this very corpus."""
-    file = out / "corpus.json"
-    return file.is_file() and json.loads(file.read_text())["plan_sha256"] == plan.digest
+    try:
+        return json.loads((out / "corpus.json").read_text())["plan_sha256"] == plan.digest
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return False
 
 
 def _check_free(out: Path, plan: Plan, overwrite: bool) -> None:
     """Refuse to write over something that is not a begun build of this plan."""
-    if out.exists() and not out.is_dir():
-        raise CorpusError(f"{out}: is a file; give a folder as --out")
-    work = out / ".build"
-    if overwrite or not out.is_dir():
+    if not out.exists():
         return
-    if (out / "corpus.json").is_file():
+    if not out.is_dir():
+        raise CorpusError(f"{out}: is a file; give a folder as --out")
+    whole, work = (out / "corpus.json").is_file(), out / ".build"
+    if not whole and not work.is_dir() and any(out.iterdir()):
+        raise CorpusError(f"{out}: is not empty and holds no corpus; choose another --out")
+    if overwrite:
+        return
+    if whole:
         raise CorpusError(f"{out}: holds a corpus of other inputs or settings; choose another --out or --overwrite")
     records = [json.loads(file.read_text())["digest"] for file in work.glob("*.tar.json")]
     if set(records) - {shard.digest for shard in plan.shards}:
         raise CorpusError(f"{out}: was begun with other inputs or settings; choose another --out or --overwrite")
-    if not work.is_dir() and any(out.iterdir()):
-        raise CorpusError(f"{out}: is not empty and holds no corpus; choose another --out")
+
+
+def _remove_empty(out: Path, fresh: bool) -> None:
+    """Take away the folders of a build that made nothing."""
+    (out / "shards").rmdir()
+    if fresh:
+        out.rmdir()
 
 
 @contextlib.contextmanager
@@ -127,8 +136,10 @@ def _working_folder(out: Path) -> Iterator[Path]:
         yield work
 
 
-def _make(plan: Plan, settings: BuildSettings, out: Path, work: Path, progress: Progress) -> int:
-    """Make what is missing, then the tables; return the number of shards made."""
+def _make_shards(
+    plan: Plan, settings: BuildSettings, out: Path, work: Path, progress: Progress
+) -> tuple[list[Row], int]:
+    """Make the shards that are missing; return the records of all, and how many were made."""
     (out / "corpus.json").unlink(missing_ok=True)
     wanted = {shard.name for shard in plan.shards}
     for stale in (out / "shards").iterdir():
@@ -144,10 +155,7 @@ def _make(plan: Plan, settings: BuildSettings, out: Path, work: Path, progress: 
         else:
             progress(sum(run.num_frames for run in shard.runs))
         records.append(record)
-    if not any(record["index"] for record in records):
-        raise InputError(nothing_usable(_reasons(plan, records)))
-    write_corpus_files(out, plan, settings, records)
-    return made
+    return records, made
 
 
 def _finished(shard: PlannedShard, out: Path, work: Path) -> Row | None:

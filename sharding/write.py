@@ -49,8 +49,10 @@ class ShardFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self._file.close()
-        self._tmp.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:  # closing flushes, and fails once more where the disk is full
+            self._tmp.unlink(missing_ok=True)
 
     def add(self, key: str, members: dict[str, bytes]) -> None:
         """Append a sample; `members` maps every suffix of the format to bytes."""
@@ -105,6 +107,8 @@ class _Hashing:
         self.size = 0
 
     def write(self, data: bytes) -> int:
+        if self._file.closed:  # an abandoned tar flushes its buffer once more when it is deleted
+            return len(data)
         self.sha256.update(data)
         self.size += len(data)
         return self._file.write(data)
