@@ -7,6 +7,7 @@ Noise is the same on every machine with the same kind of device.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def augment(
     volume
         [B, 1, X, Y, Z, T], of the whole grid.
     batch
-        Its clips (epoch and clip_id are used).
+        Its clips (epoch and clip_id are used; on the host, a GPU need not be waited for).
     config, seed
         Section `augment` of the configuration, and the run's seed.
     fill
@@ -46,10 +47,12 @@ def augment(
     brain
         bool [X, Y, Z]: where noise is added; None is everywhere.
     """
+    if not (moves(config) or config.shift_frames or config.noise_sd):
+        return volume
     keys = clip_keys(batch, seed)
     if config.shift_frames:
         volume = shift_time(volume, draws(keys, TIME, 1)[:, 0] * config.shift_frames)
-    if _moves(config):
+    if moves(config):
         volume = move(volume, motions(keys, config), fill)
     if config.noise_sd:
         volume = add_noise(volume, keys, config.noise_sd, brain)
@@ -58,12 +61,17 @@ def augment(
 
 def moved_labels(labels: torch.Tensor, batch: ClipBatch, config: AugmentConfig, seed: int) -> torch.Tensor:
     """Return a label map, int [X, Y, Z], as it lies in each clip of the augmented batch: [B, X, Y, Z], by nearest."""
-    if not _moves(config):
+    if not moves(config):
         return labels.expand(len(batch), *labels.shape)
     grid = sampling_grid(motions(clip_keys(batch, seed), config).to(labels.device), labels.shape)
     stacked = labels.to(torch.float64).expand(len(batch), 1, *labels.shape)  # float64 holds every label exactly
     moved = F.grid_sample(stacked, grid.double(), mode="nearest", padding_mode="zeros", align_corners=False)
     return moved[:, 0].to(labels.dtype)
+
+
+def moves(config: AugmentConfig) -> bool:
+    """Whether volumes are rotated, shifted in space or scaled."""
+    return bool(config.rotation_deg or config.translation_mm or config.scale)
 
 
 def clip_keys(batch: ClipBatch, seed: int) -> list[int]:
@@ -129,7 +137,7 @@ def add_noise(volume: torch.Tensor, keys: list[int], sd: float, brain: torch.Ten
     return volume + noise
 
 
-def region_counts(labels: torch.Tensor, regions: torch.Tensor, patch: tuple[int, int, int]) -> torch.Tensor:
+def region_counts(labels: torch.Tensor, regions: torch.Tensor, patch: Sequence[int]) -> torch.Tensor:
     """Return how many voxels each region fills in each patch of each clip: int64 [B, R, M].
 
     Parameters
@@ -148,10 +156,6 @@ def region_counts(labels: torch.Tensor, regions: torch.Tensor, patch: tuple[int,
     counts = torch.zeros(clips, len(regions), blocks.shape[1], dtype=torch.int64, device=labels.device)
     counted = (regions[place] == blocks).to(torch.int64)
     return counts.transpose(1, 2).contiguous().scatter_add_(2, place, counted).transpose(1, 2).contiguous()
-
-
-def _moves(config: AugmentConfig) -> bool:
-    return bool(config.rotation_deg or config.translation_mm or config.scale)
 
 
 def _rotations(angles: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
-from fmri_scale.data import ClipStream
+from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
 from fmri_scale.errors import FmriScaleError, LaunchError
 from fmri_scale.log import configure_logging, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
@@ -25,7 +25,6 @@ from fmri_scale.training.signals import REQUEUE, StopRequest, exit_code
 from fmri_scale.training.software import software_versions
 from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
-from sharding.corpus import open_corpus
 from sharding.errors import ShardingError
 
 log = get_logger(__name__)
@@ -76,12 +75,14 @@ class Trainer:
     def __init__(self, config: Config, launch: Launch, device: torch.device, stop: StopRequest, status: Status) -> None:
         self.config, self.launch, self.device, self.stop, self.status = config, launch, device, stop, status
         self.run_dir, self.main = Path(config.run_dir), launch.rank == 0
-        self.corpora = [open_corpus(path) for path in (config.data.corpus, *config.data.more_corpora)]
+        self.corpora = open_corpora(config.data, check_shards=False)
+        collective.on_rank_0(lambda: preflight(self.corpora, config.data))
         checkpoint = collective.on_rank_0(lambda: folder.find_checkpoint(config))
         rng.seed(config.seed, launch.rank, config.engine.deterministic)
         self.model = build.build_model(config)
         state = build.check_checkpoint(checkpoint, config, self.model, launch.world_size) if checkpoint else None
         self.stream = self._open_stream(state)
+        check_ranks(self.stream)
         self.prepare = ClipInput(config, self.corpora, device)
         self.engine = build.build_engine(config, self.model, launch, device)
         if checkpoint and state:
@@ -148,6 +149,8 @@ class Trainer:
             "masked_fraction_brain": result.masked_fraction_brain,
             "skipped_steps": self.bad_steps.total,
             "clips": self.stream.position,
+            "clip_hash": f"{self.stream.clip_hash:016x}",
+            "substituted_clips": len(self.stream.faults.bad),
             "epoch": self.stream.position / self.clips_per_epoch,
             **self.speed.row(),
         }
@@ -162,6 +165,7 @@ class Trainer:
         """Commit a checkpoint of this step and delete superseded ones."""
         if self.saved_step == self.step:
             return
+        check_ranks(self.stream)
         state = TrainingState(
             step=self.step,
             clips=self.stream.position,

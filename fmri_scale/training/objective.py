@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmri_scale.config import Config, ModelConfig
-from fmri_scale.data import ClipBatch, decode, reduced_mask
+from fmri_scale.config import Config
+from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_mask, region_counts
+from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
 from fmri_scale.models import MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
 from sharding.atlas import load_label_image_on_grid, patch_occupancy
@@ -44,11 +45,14 @@ class ClipInput:
         self.config, self.device = config, device
         size = config.model.image_size
         inside = reduced_mask(torch.from_numpy(corpora[0].mask), size).to(device)
+        self._inside = inside
         self.brain = inside if config.mask.loss_on == "brain" else None
         self._mask_index = torch.from_numpy(corpora[0].mask_index).to(device)
-        self._regions = (
-            _regions(config.mask.atlas, config.model).to(device) if config.mask.strategy == "region" else None
-        )
+        self._labels: Tensor | None = None
+        self._regions: Tensor | None = None
+        if config.mask.strategy == "region":
+            self._labels = torch.from_numpy(load_label_image_on_grid(config.mask.atlas)).to(device)
+            self._regions = torch.from_numpy(patch_occupancy(self._labels.cpu().numpy(), self._patch)).to(device).long()
 
     @torch.no_grad()
     def __call__(self, batch: ClipBatch) -> tuple[Tensor, TokenMask, Tensor | None]:
@@ -56,14 +60,29 @@ class ClipInput:
         config = self.config
         on_device = batch.to(self.device)
         volume = decode(on_device, config.data.normalisation, self._mask_index, config.model.image_size)
-        mask = draw_mask(
-            config.mask, config.model, config.seed, on_device.epoch, on_device.clip_id, self.device, self._regions
+        outside = on_device.background if config.data.normalisation == "run_z" else None
+        volume = augment(volume, batch, config.augment, config.seed, outside, self._inside)
+        if self._labels is not None and moves(config.augment):
+            return volume, self._moved_mask(batch), self.brain
+        return volume, self._mask(on_device.epoch, on_device.clip_id, self._regions), self.brain
+
+    @property
+    def _patch(self) -> list[int]:
+        """Voxels of the grid that a patch spans along x, y, z."""
+        model = self.config.model
+        return [size * factor for size, factor in zip(model.patch_size, reduction(model.image_size), strict=False)]
+
+    def _mask(self, epoch: Tensor, clip_id: Tensor, regions: Tensor | None) -> TokenMask:
+        config = self.config
+        return draw_mask(config.mask, config.model, config.seed, epoch, clip_id, self.device, regions)
+
+    def _moved_mask(self, batch: ClipBatch) -> TokenMask:
+        """Return region masks that follow each clip's own motion."""
+        assert self._labels is not None
+        labels = moved_labels(self._labels, batch, self.config.augment, self.config.seed)
+        regions = self._labels.unique()
+        counts = region_counts(labels, regions[regions > 0], self._patch)
+        masks = [self._mask(batch.epoch[i : i + 1], batch.clip_id[i : i + 1], counts[i]) for i in range(len(counts))]
+        return TokenMask(
+            torch.cat([mask.hidden for mask in masks]), masks[0].strategy, torch.cat([mask.keys for mask in masks])
         )
-        return volume, mask, self.brain
-
-
-def _regions(atlas: str, model: ModelConfig) -> Tensor:
-    """Return the voxels of each atlas region in the patch at each position, int64 `[R, M]`."""
-    labels = load_label_image_on_grid(atlas)
-    patch = [size * factor for size, factor in zip(model.patch_size, reduction(model.image_size), strict=False)]
-    return torch.from_numpy(patch_occupancy(labels, patch)).to(torch.int64)
