@@ -1,0 +1,124 @@
+"""One typed configuration: files compose, overrides win, and every mistake is one line that names the remedy."""
+
+import dataclasses
+import os
+from unittest import mock
+
+import pytest
+import yaml
+
+from fmri_scale.config import Config, load_config, save_config, schema
+from fmri_scale.config.load import valid_keys
+from fmri_scale.config.reference import reference
+from fmri_scale.errors import ConfigError
+from fmri_scale.train import main, read_arguments
+
+
+def write(path, content):
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_later_values_win(tmp_path):
+    write(tmp_path / "base.yaml", {"optim": {"lr": 1.0, "steps": 5}, "seed": 1})
+    file = write(tmp_path / "run.yaml", {"include": "base.yaml", "optim": {"lr": 2.0}})
+    config = load_config([file], ["seed=9", "model.depths=[1, 2]"])
+    assert (config.optim.lr, config.optim.steps, config.seed, config.model.depths) == (2.0, 5, 9, [1, 2])
+
+
+def test_saved_configuration_comes_back_whole(tmp_path):
+    config = load_config([], ["optim.lr=3e-4", "data.corpus=some folder", "mask.ratio=0.75"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config([tmp_path / "config.yaml"]) == config
+
+
+@pytest.mark.parametrize("word", ["off", "'off'", "false"])
+def test_off_is_a_word_where_a_word_is_wanted(tmp_path, word):
+    """YAML 1.1 reads an unquoted off as false."""
+    (tmp_path / "run.yaml").write_text(f"log:\n  wandb: {word}\nmodel:\n  strd: off\n")
+    config = load_config([tmp_path / "run.yaml"])
+    assert (config.log.wandb, config.model.strd) == ("off", "off")
+    assert load_config([], ["log.wandb=off"]).log.wandb == "off"
+    assert load_config([], ["engine.deterministic=on"]).engine.deterministic is True
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", r"unknown key 'optim\.lrr'; did you mean 'optim\.lr'"),
+        ("optm.lr=1", r"unknown key 'optm'; did you mean 'optim"),
+        ("engine.zero_stag=1", r"did you mean 'engine\.zero_stage'"),
+        ("optim.steps=many", r"optim\.steps"),
+        ("optim.steps=1.5", r"optim\.steps"),
+        ("optim.steps", "expected key=value"),
+        ("optim.steps=0", "expected a positive number"),
+        ("engine.zero_stage=4", "expected one of 0, 1, 2, 3"),
+        ("engine.dtype=fp16", "expected one of fp32, bf16"),
+        ("optim.betas=[0.9]", "expected two numbers"),
+        ("optim.global_batch=3", None),
+        ("optim.micro_batch=3", "is not a multiple of"),
+        ("mask.ratio=1.0", "expected a fraction"),
+        ("mask.strategy=region", r"needs mask\.atlas"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_remedy(override, message):
+    if message is None:
+        load_config([], [override])
+        return
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config([], [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such configuration file"):
+        load_config([tmp_path / "none.yaml"])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match=r"list\.yaml: expected keys and values"):
+        load_config([tmp_path / "list.yaml"])
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml: cannot be read as YAML"):
+        load_config([tmp_path / "broken.yaml"])
+    write(tmp_path / "round.yaml", {"include": "round.yaml"})
+    with pytest.raises(ConfigError, match="includes itself"):
+        load_config([tmp_path / "round.yaml"])
+
+
+def test_every_key_is_documented():
+    text = reference()
+    assert all(f"\n{key} (" in text for key in valid_keys())
+    assert len(list(valid_keys())) > 50
+    assert dataclasses.is_dataclass(schema.Config)
+    assert Config() == load_config()
+
+
+def test_launchers_arguments_are_passed_over():
+    config = read_arguments(["--local_rank=3", "run_dir=r", "data.corpus=c"])
+    assert (config.run_dir, config.data.corpus) == ("r", "c")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run_dir=r", "data.corpus=c", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'optim.lr'?"),
+        (["run_dir=r"], "data.corpus is not set"),
+        (["data.corpus=c"], "run_dir is not set"),
+        (["--steps", "3"], "option '--steps': expected YAML files and key=value"),
+        (["missing.yaml"], "missing.yaml: no such configuration file"),
+    ],
+)
+def test_bad_command_line_is_one_line_and_exit_code_2(capsys, arguments, message):
+    with mock.patch.dict(os.environ):  # which `main` writes to
+        for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            os.environ.pop(key, None)
+        assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("train: ")
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_help_says_how_to_start(capsys):
+    assert main(["--help"]) == 0
+    assert "deepspeed --num_gpus 8 fmri_scale/train.py" in capsys.readouterr().out

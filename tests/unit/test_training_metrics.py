@@ -1,0 +1,165 @@
+"""What is reported: metrics.jsonl as one curve, W&B under one id, the progress line, speeds, pictures."""
+
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmri_scale.config import Config, ModelConfig
+from fmri_scale.models import cost
+from fmri_scale.training import metrics, pictures, throughput
+from fmri_scale.training.progress import Progress, duration
+
+
+def test_rows_of_repeated_steps_are_dropped_on_resume(tmp_path):
+    first = metrics.MetricsFile(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write({"step": step, "loss": math.nan if step == 2 else 0.5})
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    second = metrics.MetricsFile(tmp_path, 2)
+    second.write({"step": 3, "loss": 0.25})
+    second.close()
+    assert metrics.read_metrics(tmp_path) == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+        {"step": 3, "loss": 0.25},
+    ]
+
+
+def test_wandb_is_online_only_with_a_key(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
+    assert metrics.wandb_mode("auto") == "offline"
+    assert metrics.wandb_mode("off") == "off"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert metrics.wandb_mode("auto") == "online"
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert metrics.wandb_mode("auto") == "online"
+    assert metrics.wandb_mode("offline") == "offline"
+
+
+def test_offline_wandb_keeps_its_id_over_a_resume(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config = Config(run_dir=str(tmp_path / "run"))
+    Path(config.run_dir).mkdir()
+    ids = []
+    for step in (1, 2):
+        tracker = metrics.start_tracker(config, ids[0] if ids else "")
+        tracker.log({"step": step, "loss": 1.0})
+        tracker.close(0)
+        ids.append(tracker.run_id)
+    assert ids[0] == ids[1] != ""
+    files = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
+    assert files
+    assert all(file.stat().st_size > 0 for file in files)
+
+
+def test_no_wandb_keeps_the_id_for_later():
+    config = Config()
+    config.log.wandb = "off"
+    tracker = metrics.start_tracker(config, "abc")
+    tracker.log({"step": 1})
+    tracker.close(0)
+    assert tracker.run_id == "abc"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_renews_one_line_on_a_terminal():
+    out = Terminal()
+    progress = Progress(4, done=0, stream=out)
+    for step in (1, 2):
+        progress.update(step, 0.5 / step, 1e-3, 1234.0)
+    progress.end()
+    text = out.getvalue()
+    assert text.count("\n") == 1
+    assert text.split("\r")[-1].startswith("step 2/4  loss 0.2500  lr 1.00e-03  1,234 frames/s  ETA 0:00:00")
+
+
+def test_progress_writes_few_lines_to_a_file_and_none_on_other_ranks():
+    out, silent = io.StringIO(), io.StringIO()
+    for stream, shown in ((out, True), (silent, False)):
+        progress = Progress(100, done=0, stream=stream, shown=shown)
+        for step in range(1, 101):
+            progress.update(step, 0.5, 1e-3, 10.0)
+        progress.end()
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/100", "100/100"]
+    assert silent.getvalue() == ""
+
+
+def test_duration():
+    assert [duration(s) for s in (0, 61.4, 3600 * 30)] == ["0:00:00", "0:01:01", "30:00:00"]
+
+
+def test_speed_adds_up():
+    model = ModelConfig(num_frames=20)
+    speed = throughput.Speed(model, global_batch=8, world_size=4, device=torch.device("cpu"))
+    for _ in range(5):
+        speed.add(seconds=2.0, wait_s=0.5)
+    row = speed.row()
+    assert row["step_s"] == pytest.approx(2.0)
+    assert row["frames_per_s"] == pytest.approx(80.0)
+    assert row["frames_per_s_per_rank"] == pytest.approx(20.0)
+    assert row["data_wait_fraction"] == pytest.approx(0.25)
+    total = cost(model).total
+    assert row["model_tflops_per_rank"] == pytest.approx((total.forward_flops + total.backward_flops) / 1e12)
+    assert row["mfu"] is None
+    assert speed.frames_per_s == 0.0
+
+
+def test_recomputation_is_no_useful_work():
+    plain, again = ModelConfig(), ModelConfig(checkpoint_blocks=True)
+    speeds = [throughput.Speed(model, 1, 1, torch.device("cpu")) for model in (plain, again)]
+    for speed in speeds:
+        speed.add(1.0, 0.0)
+    assert speeds[0].row()["model_tflops_per_rank"] == speeds[1].row()["model_tflops_per_rank"]
+
+
+def test_share_of_the_peak_of_a_known_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 PCIe")
+    assert throughput.peak_flops(torch.device("cuda", 0)) == 7.56e14
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert throughput.peak_flops(torch.device("cuda", 0)) == 9.89e14
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Unheard Of")
+    assert throughput.peak_flops(torch.device("cuda", 0)) is None
+
+
+def test_panels_show_what_was_hidden_and_what_was_made_of_it():
+    seen, predicted = np.full((2, 2, 2), 1.0), np.full((2, 2, 2), 5.0)
+    covered = np.zeros((2, 2, 2), dtype=bool)
+    covered[0] = True
+    panels = pictures.three_panels(seen, covered, predicted)
+    assert np.isnan(panels["masked input"][0]).all()
+    assert (panels["masked input"][1] == 1).all()
+    assert (panels["reconstruction"][0] == 5).all()
+    assert (panels["reconstruction"][1] == 1).all()
+
+
+def test_planes_of_a_ras_volume_stand_upright():
+    volume = np.zeros((4, 5, 6))
+    volume[3, 4, 5] = 1.0  # right, anterior, superior corner: upper right in all three planes
+    for plane, index in enumerate((3, 4, 5)):
+        image = pictures.slice_of(volume, plane, index)
+        assert image[0, -1] == 1.0
+        assert image.sum() == 1.0
+
+
+def test_loss_curve_is_drawn_over_gaps(tmp_path):
+    rows = [{"step": i, "loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png")
+    assert (tmp_path / "pictures" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["loss.png"]
