@@ -25,6 +25,9 @@ MAX_NONFINITE_VOXELS = 0.5
 "Share of the brain's voxels that may be NaN or Inf throughout (some tools write NaN outside the brain)."
 
 
+MIN_BRAIN_VOXELS = 1000
+"Fewest 2 mm voxels of brain that an image must reach: below, nothing in it is a brain."
+
 ENCODE_FRAMES = 16
 "Frames encoded at a time: the arithmetic needs several float32 copies of them."
 
@@ -175,7 +178,7 @@ def prepare_run(
     wanted = np.flatnonzero(brain_mask() if mask is None else mask)
     frame = image_frame(info.shape, info.affine, str(info.path))
     sampler = grid_sampler(frame, wanted)
-    brain = _statistics_voxels(mask_path, wanted)
+    brain = _statistics_voxels(info, sampler, mask_path, wanted)
 
     resampler = TimeResampler(info.num_frames, source_tr, out_tr)
     store = FrameStore(resampler.num_out, wanted.size, scratch)
@@ -241,15 +244,24 @@ def check_run(
     return info, frames
 
 
-def _statistics_voxels(mask_path: str | Path | None, wanted: np.ndarray) -> np.ndarray:
-    """Stored voxels over which a run's statistics are taken: bool (V,)."""
+def _statistics_voxels(
+    info: ImageInfo, sampler: Sampler, mask_path: str | Path | None, wanted: np.ndarray
+) -> np.ndarray:
+    """Stored voxels over which a run's statistics are taken, brain that the image reaches: bool (V,)."""
     if mask_path is None:
-        return brain_mask(dilated=False).ravel()[wanted]
-    volume = read_volume(mask_path)
-    sampler = grid_sampler(image_frame(volume.shape, volume.affine, str(mask_path)), wanted)
-    brain = sampler.nearest(volume.values != 0)
-    if brain.sum() < 1000:
-        raise InputError(f"{mask_path}: mask has {int(brain.sum())} voxels in the MNI brain; 1000 or more expected")
+        brain = brain_mask(dilated=False).ravel()[wanted]
+    else:
+        volume = read_volume(mask_path)
+        brain = grid_sampler(image_frame(volume.shape, volume.affine, str(mask_path)), wanted).nearest(
+            volume.values != 0
+        )
+    brain &= sampler.take >= 0
+    if brain.sum() < MIN_BRAIN_VOXELS:
+        where = "the MNI brain" if mask_path is None else f"its mask {mask_path}"
+        raise InputError(
+            f"{info.path}: reaches {int(brain.sum()):,} voxels of {where}, {MIN_BRAIN_VOXELS:,} or more expected; "
+            "is it in MNI152 space?"
+        )
     return brain
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from sharding import store
 from sharding.errors import InputError
+from sharding.format import GRID_AFFINE
 from sharding.mask import brain_mask
 from sharding.prepare import PreparedRun, PreprocessingSettings, prepare_run
 from sharding.quantise import decode
@@ -177,6 +178,25 @@ def test_image_beside_the_brain_is_refused_whatever_it_says(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"hardly overlaps the MNI brain.*--assume-mni"):
         prepared(moved, tmp_path)
     assert prepared(moved, tmp_path, assume_mni=True).overlap.brain_covered < 0.5
+
+
+def test_statistics_are_of_the_brain_that_the_image_reaches(tmp_path: Path) -> None:
+    image = head()
+    data = np.asarray(image.dataobj)[:, :, :9]  # the lower part of the head
+    slab = prepared(with_header(nib.Nifti1Image(data, image.affine), 1.0), tmp_path, assume_mni=True)
+    assert 0.3 < slab.outside_fov < 0.7
+    z_mm = GRID_AFFINE[2, 3] + 2 * np.argwhere(brain_mask())[:, 2]
+    reached = BRAIN & (z_mm <= -4)  # half a voxel above the centre of the ninth slice
+    assert slab.mean == pytest.approx(slab.frames(0, 24)[:, reached].mean(), rel=1e-5)
+
+
+def test_image_far_from_the_brain_is_refused_even_when_assumed(tmp_path: Path) -> None:
+    image = head()
+    affine = image.affine.copy()
+    affine[:3, 3] += [0, 900, 0]
+    far = with_header(nib.Nifti1Image(np.asarray(image.dataobj), affine), 1.0)
+    with pytest.raises(InputError, match=r"reaches 0 voxels of the MNI brain.*is it in MNI152 space\?"):
+        prepared(far, tmp_path, assume_mni=True)
 
 
 def test_too_short_a_run_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
