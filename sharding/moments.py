@@ -43,7 +43,7 @@ class MomentSums:
 
     def __init__(self, store: FrameStore, brain: np.ndarray) -> None:
         self._store, self._brain = store, brain
-        negatives = sum(int(np.count_nonzero(chunk[:, brain] < 0)) for chunk in store.chunks())
+        negatives = sum(int(np.count_nonzero((chunk < 0) & brain)) for chunk in store.chunks() if chunk.min() < 0)
         self.negative_fraction = negatives / max(1, store.num_frames * int(brain.sum()))
 
     @property
@@ -82,14 +82,13 @@ class MomentSums:
             chunk = np.maximum(chunk, 0, out=chunk) if clip else chunk
             np.minimum(low, chunk.min(axis=0), out=low)
             np.maximum(high, chunk.max(axis=0), out=high)
-            for frame in chunk:
-                away = frame - first  # sums of differences from the first frame do not cancel
-                total += away
-                square += away.astype(np.float64) ** 2
-                step = (frame - last)[self._brain]
-                change.append(float(np.sqrt(np.mean(step * step))))
-                zero_frames += not frame.any()
-                last = frame
+            zero_frames += int(np.count_nonzero(~chunk.any(axis=1)))
+            steps = np.diff(np.concatenate([last[None], chunk]), axis=0)[:, self._brain]
+            change += np.sqrt(np.mean(steps * steps, axis=1)).tolist()
+            last = chunk[-1].copy()
+            away = np.subtract(chunk, first, out=chunk)  # sums of differences from the first frame do not cancel
+            total += away.sum(axis=0)
+            square += np.square(away, out=away).sum(axis=0)
         away_mean = total / num_frames
         variance = np.maximum(square / num_frames - away_mean**2, 0)
         mean = first.astype(np.float64) + away_mean

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sharding.clean import Cleaner
 from sharding.errors import InputError
 from sharding.grid import Sampler, axis_codes, grid_sampler, image_frame
 from sharding.mask import brain_mask
@@ -182,7 +183,7 @@ def prepare_run(
 
     resampler = TimeResampler(info.num_frames, source_tr, out_tr)
     store = FrameStore(resampler.num_out, wanted.size, scratch)
-    cleaner = _Cleaner(info, sampler)
+    cleaner = Cleaner(info.num_voxels, sampler)
     found: Overlap | None = None
     for chunk in read_frames(info):
         chunk = cleaner(chunk)
@@ -275,32 +276,3 @@ def _moments(
     if not moments.sd > 0:
         raise InputError(f"{info.path}: every voxel of the brain has the same value ({moments.mean:g}); no signal")
     return moments, clip
-
-
-class _Cleaner:
-    """Replaces NaN and Inf by the voxel's last finite value (0 before the first), and counts them."""
-
-    def __init__(self, info: ImageInfo, sampler: Sampler) -> None:
-        self._info, self._sampler = info, sampler
-        self._used = sampler.used(info.num_voxels)
-        self._last = np.zeros(info.num_voxels, dtype=np.float32)
-        self._never = np.ones(info.num_voxels, dtype=bool)
-        "Voxels without any finite value so far."
-        self.replaced = 0
-
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        finite = np.isfinite(frames)
-        if finite.all():
-            self._never[:] = False
-        else:
-            for frame, good in zip(frames, finite, strict=True):
-                frame[~good] = self._last[~good]
-                self._last = frame.copy()
-            self._never &= ~finite.any(axis=0)
-            self.replaced += int(np.count_nonzero(~finite[:, self._used]))
-        self._last = frames[-1].copy()
-        return frames
-
-    def missing(self, brain: np.ndarray) -> float:
-        """Share of the brain's voxels (bool (V,)) that were never finite so far."""
-        return float(self._sampler.nearest(self._never)[brain].mean())
