@@ -18,6 +18,7 @@ COMMANDS = {
     "parity": "compare the model with golden values of the published NeuroSTORM",
     "export": "turn a training run into a released checkpoint",
     "features": "bring NIfTI runs through a released checkpoint to embeddings",
+    "evaluate": "score features on a downstream task, beside connectivity, with intervals",
     "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
     "import-neurostorm": "turn a public NeuroSTORM checkpoint into a released one, running nothing it holds",
     "push": "upload a released checkpoint to the Hugging Face hub",

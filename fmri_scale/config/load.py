@@ -93,7 +93,7 @@ def _merge(schema: type, base: DictConfig, content: Any, where: str) -> DictConf
         hint = f"; did you mean {near[0]!r}?" if near else f"; {every}"
         raise ConfigError(f"{where}: unknown key {key!r}{hint}")
     try:
-        return typing.cast(DictConfig, OmegaConf.merge(base, _words(content, Config)))
+        return typing.cast(DictConfig, OmegaConf.merge(base, _words(content, schema)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error.full_key or ''}: {_first_line(error)}") from error
 

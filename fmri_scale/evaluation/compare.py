@@ -68,7 +68,7 @@ class Units:
     name, group, subject
         object (n,): the unit, what it may not be divided from, and whose it is.
     truth
-        int64 (n,) class numbers or float64 (n,) values.
+        int64 (n,) class numbers or float64 (n,) values; (n, D) vectors for retrieval.
     """
 
     name: np.ndarray
@@ -90,7 +90,7 @@ class Predictions:
     side
         test, or val where the test set stayed sealed.
     scores
-        (method, seed) to float64 (n, K) or (n,), NaN for units not predicted.
+        (method, seed) to float64 (n, K), (n,) or (n, D), NaN for units not predicted.
     settings
         (method, seed, fold) to the setting chosen.
     openings
@@ -102,9 +102,15 @@ class Predictions:
     settings: Mapping[tuple[str, int, str], Any]
     openings: int
 
-    def scored(self) -> np.ndarray:
-        """bool (n,): units that every method predicted with every seed."""
-        return np.all([~np.isnan(s.reshape(len(s), -1)).any(axis=1) for s in self.scores.values()], axis=0)
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds, ascending."""
+        return sorted({seed for _, seed in self.scores})
+
+    def scored(self, seed: int) -> np.ndarray:
+        """bool (n,): units that every method predicted with a seed."""
+        held = [scores for (_, s), scores in self.scores.items() if s == seed]
+        return np.all([~np.isnan(scores.reshape(len(scores), -1)).any(axis=1) for scores in held], axis=0)
 
 
 @dataclass(frozen=True)
@@ -201,5 +207,5 @@ def _gather_validation(frozen: Sequence[_Frozen], units: Units) -> dict:
 
 
 def _empty(units: Units) -> np.ndarray:
-    shape = (len(units), len(units.problem.classes)) if units.problem.is_class else (len(units),)
+    shape = (len(units), len(units.problem.classes)) if units.problem.is_class else units.truth.shape
     return np.full(shape, np.nan)

@@ -5,6 +5,7 @@ People of different datasets are different people. A group is what must never be
 a family where one is known, else a subject.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -69,6 +70,30 @@ def entities(num_rows: int, **columns: Sequence[str]) -> Entities:
     if nameless:
         raise DataError(f"{nameless} of {num_rows} rows name no subject; a split by subject is not possible")
     return Entities(**made)
+
+
+def entities_of_labels(labels: Sequence[str]) -> Entities:
+    """Read entities from names of runs as corpora and features have them, `DATASET__sub-01_ses-2_task-rest_run-1`.
+
+    What tells apart files of one run number (acq-, dir-, echo-, ...) becomes part of the run's name.
+
+    Raises
+    ------
+    DataError
+        A name has no dataset or no subject.
+    """
+    columns: dict[str, list[str]] = {field.name: [] for field in fields(Entities)}
+    for label in labels:
+        dataset, found, rest = label.partition("__sub-")
+        if not found:
+            raise DataError(f"run named {label!r}: expected DATASET__sub-NAME_..., as fmri-shards and features name it")
+        parts = dict(re.findall(r"(?:^|_)([a-z]+)-([A-Za-z0-9-]+)", f"sub-{rest}"))
+        more = [f"{name}-{value}" for name, value in parts.items() if name not in ("sub", "ses", "task", "run")]
+        values = {"dataset": dataset, "subject": parts["sub"], "session": parts.get("ses", "")}
+        values |= {"task": parts.get("task", ""), "run": "_".join([parts.get("run", ""), *more]).strip("_")}
+        for name, value in values.items():
+            columns[name].append(value)
+    return entities(len(labels), **columns)
 
 
 def bare(value: str, entity: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 from sklearn import metrics as sk
 
-CLASSIFICATION, REGRESSION = "classification", "regression"
+CLASSIFICATION, REGRESSION, RANKING = "classification", "regression", "ranking"
 
 
 class Metric(NamedTuple):
@@ -25,7 +25,7 @@ class Metric(NamedTuple):
     Attributes
     ----------
     name, kind
-        `kind` is classification or regression.
+        `kind` is classification, regression or ranking (output (n, 2): rank and average precision).
     larger_is_better
         False for errors.
     value
@@ -180,3 +180,36 @@ METRICS: dict[str, Metric] = {
 def metrics_of(kind: str) -> list[Metric]:
     """Metrics for classification or regression."""
     return [metric for metric in METRICS.values() if metric.kind == kind]
+
+
+def top_k_metric(k: int) -> Metric:
+    """Share of queries whose first right answer is among the first k."""
+    return _mean_metric(f"top{k}", lambda output: output[:, 0] <= k)
+
+
+def precision_metric() -> Metric:
+    """Mean average precision."""
+    return _mean_metric("map", lambda output: output[:, 1])
+
+
+def median_rank_metric() -> Metric:
+    """Median place of the first right answer (the lower median)."""
+
+    def resampled(truth: np.ndarray, output: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        order = np.argsort(output[:, 0], kind="stable")
+        below = weights[:, order].cumsum(axis=1)
+        return output[order, 0][(below >= below[:, -1:] / 2).argmax(axis=1)]
+
+    return Metric(
+        "median_rank", RANKING, False, lambda t, o: float(resampled(t, o, np.ones((1, len(o))))[0]), resampled
+    )
+
+
+def _mean_metric(name: str, of: Callable[[np.ndarray], np.ndarray]) -> Metric:
+    return Metric(
+        name,
+        RANKING,
+        True,
+        lambda truth, output: float(of(output).mean()),
+        lambda truth, output, weights: _ratio(weights @ of(output).astype(np.float64), weights.sum(axis=1)),
+    )

@@ -12,8 +12,11 @@ import pandas as pd
 
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.bootstrap import Interval, Resampling, mean_interval, resample
-from fmri_scale.evaluation.compare import Method, Predictions, Units
-from fmri_scale.evaluation.metrics import Metric, metrics_of
+from fmri_scale.evaluation.compare import Predictions, Units
+from fmri_scale.evaluation.metrics import Metric
+
+RESAMPLING_SEED = 0
+"The draws are the same whenever a table is made again."
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class ScoreTable:
     num_seeds: int
     level: float
     openings: int
+    chance: Mapping[str, float]
+    "What guessing gives, by metric, where no method of the table says so."
 
     def get(self, method: str, metric: str) -> Score:
         """The cell of a method and a metric."""
@@ -72,75 +77,94 @@ class ScoreTable:
 
 def score_table(
     predictions: Predictions,
-    methods: Sequence[Method],
+    methods: Mapping[str, bool],
     units: Units,
+    metrics: Sequence[Metric],
     num_draws: int = 2000,
     level: float = 0.95,
-    seed: int = 0,
+    chance: Mapping[str, float] | None = None,
 ) -> ScoreTable:
     """Score every method.
+
+    Parameters
+    ----------
+    methods
+        Name to whether it is a baseline, in the order of the table.
+    chance
+        What guessing gives, by metric, where no line of the table shows it.
 
     Raises
     ------
     DataError
         No unit was predicted by all methods, or all are of one group.
     """
-    scored = predictions.scored()
-    if not scored.any():
+    scored = {seed: predictions.scored(seed) for seed in predictions.seeds}
+    if not all(rows.any() for rows in scored.values()):
         raise DataError("no unit was predicted by every method; look at the counts of missing rows above")
-    names, group_index = np.unique(units.group[scored].astype(str), return_inverse=True)
-    resampling = resample(len(names), num_draws, seed, level)
-    seeds = sorted({seed for _, seed in predictions.scores})
+    anywhere = np.any(list(scored.values()), axis=0)
+    names, group_index = np.unique(units.group[anywhere].astype(str), return_inverse=True)
+    group_of = np.zeros(len(units), dtype=np.int64)
+    group_of[anywhere] = group_index
+    resampling = resample(len(names), num_draws, RESAMPLING_SEED, level)
     cells = []
-    for metric in metrics_of(units.problem.kind):
+    for metric in metrics:
         of_method = {
-            method.name: _seed_values(metric, predictions, method.name, seeds, scored, units, group_index, resampling)
-            for method in methods
+            name: _seed_values(metric, predictions, name, scored, units, group_of, resampling) for name in methods
         }
         cells += [_score(metric, name, of_method, methods, resampling) for name in of_method]
-    order = {method.name: i for i, method in enumerate(methods)}
+    order = {name: i for i, name in enumerate(methods)}
     cells.sort(key=lambda cell: order[cell.method])
-    return ScoreTable(predictions.side, cells, int(scored.sum()), len(names), len(seeds), level, predictions.openings)
+    return ScoreTable(
+        predictions.side,
+        cells,
+        int(anywhere.sum()),
+        len(names),
+        len(scored),
+        level,
+        predictions.openings,
+        chance or {},
+    )
 
 
 def _seed_values(
     metric: Metric,
     predictions: Predictions,
     method: str,
-    seeds: Sequence[int],
-    scored: np.ndarray,
+    scored: Mapping[int, np.ndarray],
     units: Units,
-    group_index: np.ndarray,
+    group_of: np.ndarray,
     resampling: Resampling,
 ) -> tuple[list[float], list[np.ndarray]]:
     """Value and values on the draws, for each seed."""
-    truth = units.truth[scored]
-    outputs = [predictions.scores[method, seed][scored] for seed in seeds]
-    values = [metric.value(truth, output) for output in outputs]
-    return values, [resampling.values(metric, truth, output, group_index) for output in outputs]
+    values, draws = [], []
+    for seed, rows in scored.items():
+        truth, output = units.truth[rows], predictions.scores[method, seed][rows]
+        values.append(metric.value(truth, output))
+        draws.append(resampling.values(metric, truth, output, group_of[rows]))
+    return values, draws
 
 
 def _score(
     metric: Metric,
     name: str,
     of_method: Mapping[str, tuple[list[float], list[np.ndarray]]],
-    methods: Sequence[Method],
+    methods: Mapping[str, bool],
     resampling: Resampling,
 ) -> Score:
     values, draws = of_method[name]
     against = {}
-    for other in methods:
-        if other.baseline and other.name != name:
-            their_values, their_draws = of_method[other.name]
+    for other, is_baseline in methods.items():
+        if is_baseline and other != name:
+            their_values, their_draws = of_method[other]
             differences = [a - b for a, b in zip(values, their_values, strict=True)]
             on_draws = [a - b for a, b in zip(draws, their_draws, strict=True)]
-            against[other.name] = mean_interval(resampling, differences, on_draws)
+            against[other] = mean_interval(resampling, differences, on_draws)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return Score(name, metric.name, mean_interval(resampling, values, draws), sd, against)
 
 
 def predictions_frame(predictions: Predictions, units: Units) -> pd.DataFrame:
-    """A row a predicted unit, method and seed: truth, prediction and, for classes, the probability of each."""
+    """A row a predicted unit, method and seed: truth, prediction and the probability of each class; or its rank."""
     frames = []
     for (method, seed), scores in predictions.scores.items():
         rows = np.flatnonzero(~np.isnan(scores.reshape(len(scores), -1)).any(axis=1))
@@ -150,7 +174,9 @@ def predictions_frame(predictions: Predictions, units: Units) -> pd.DataFrame:
             classes = np.array(units.problem.classes, dtype=object)
             columns |= {"truth": classes[units.truth[rows]], "prediction": classes[scores[rows].argmax(axis=1)]}
             columns |= {f"p({name})": scores[rows, k] for k, name in enumerate(units.problem.classes)}
-        else:
+        elif scores.ndim == 1:
             columns |= {"truth": units.truth[rows], "prediction": scores[rows]}
+        else:
+            columns |= {"gallery": units.truth[rows], "rank": scores[rows, 0], "average_precision": scores[rows, 1]}
         frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)

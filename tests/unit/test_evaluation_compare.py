@@ -9,6 +9,7 @@ import pytest
 
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.compare import Method, Predictions, Representation, Units, compare
+from fmri_scale.evaluation.metrics import metrics_of
 from fmri_scale.evaluation.probes import (
     AttentiveProbe,
     ConstantProbe,
@@ -19,7 +20,7 @@ from fmri_scale.evaluation.probes import (
     choose_and_fit,
     unit_means,
 )
-from fmri_scale.evaluation.scores import predictions_frame, score_table
+from fmri_scale.evaluation.scores import ScoreTable, predictions_frame, score_table
 from fmri_scale.evaluation.sealed import FIT, TEST, VAL, Part, SealedTest
 from fmri_scale.evaluation.splits import Split, holdout, strata_of
 
@@ -68,10 +69,15 @@ def _methods(data: Recorded, probe: Probe | None = None) -> list[Method]:
     ]
 
 
+def _table(predictions: Predictions, methods: list[Method], units: Units, draws: int) -> ScoreTable:
+    lines = {method.name: method.baseline for method in methods}
+    return score_table(predictions, lines, units, metrics_of(units.problem.kind), draws)
+
+
 def test_planted_effect_is_found_beyond_the_baseline() -> None:
     data, units = _cohort(300, 2.0, 0)
     methods = _methods(data)
-    table = score_table(compare(methods, units, {0: _split(units)}, final=True), methods, units, 500)
+    table = _table(compare(methods, units, {0: _split(units)}, final=True), methods, units, 500)
     score = table.get("features", "auroc")
     assert score.interval.low > 0.6
     assert score.against["majority"].low > 0.1
@@ -86,7 +92,7 @@ def test_null_cohorts_give_chance() -> None:
         data, units = _cohort(100, 0.0, seed, clips=2, width=6)
         methods = _methods(data)[:1]
         split = holdout(strata_of(units.group, units.truth, True), "subject", (0.3, 0.2, 0.5), seed)
-        interval = score_table(compare(methods, units, {0: split}, final=True), methods, units, 300).get(
+        interval = _table(compare(methods, units, {0: split}, final=True), methods, units, 300).get(
             "features", "balanced_accuracy"
         )
         values.append(interval.interval.value)
@@ -101,7 +107,7 @@ def test_regression_recovers_a_known_correlation() -> None:
     age = 50 + 10 * (0.6 * vectors[:, 0] + 0.8 * random.normal(size=400))
     data, units = Recorded(vectors, np.arange(400)), _units(age, VALUES)
     methods = _methods(data)
-    table = score_table(compare(methods, units, {0: _split(units)}, final=True), methods, units, 500)
+    table = _table(compare(methods, units, {0: _split(units)}, final=True), methods, units, 500)
     assert table.get("features", "pearson").interval.low <= 0.6 <= table.get("features", "pearson").interval.high
     assert table.get("features", "mae").against["majority"].high < 0  # the error is smaller than the mean's
     assert abs(table.get("majority", "r2").interval.value) < 0.1
@@ -235,7 +241,7 @@ def test_neighbours_find_what_is_not_linear() -> None:
     by_probe = {}
     for probe in (LinearProbe(), NeighbourProbe()):
         methods = _methods(data, probe)
-        table = score_table(compare(methods, units, split, final=True), methods, units, 200)
+        table = _table(compare(methods, units, split, final=True), methods, units, 200)
         by_probe[probe.name] = table.get("features", "accuracy").interval
     assert by_probe["knn"].low > 0.8
     assert by_probe["linear"].high < 0.75
@@ -248,8 +254,8 @@ def test_several_seeds_are_averaged_and_their_spread_told() -> None:
     }
     methods = _methods(data)
     predictions = compare(methods, units, splits, final=True)
-    table = score_table(predictions, methods, units, 300)
-    alone = [score_table(_only(predictions, s), methods, units, 300).get("features", "auroc") for s in range(3)]
+    table = _table(predictions, methods, units, 300)
+    alone = [_table(_only(predictions, s), methods, units, 300).get("features", "auroc") for s in range(3)]
     score = table.get("features", "auroc")
     assert score.interval.value == pytest.approx(np.mean([a.interval.value for a in alone]))
     assert score.seed_sd == pytest.approx(np.std([a.interval.value for a in alone], ddof=1))

@@ -136,4 +136,4 @@ def _unit_truth(part: Part) -> tuple[np.ndarray, np.ndarray]:
 def _losses(truth: np.ndarray, scores: np.ndarray, problem: Problem) -> np.ndarray:
     if problem.is_class:
         return ((scores - np.eye(len(problem.classes))[truth]) ** 2).sum(axis=1)
-    return (scores - truth) ** 2
+    return ((scores - truth) ** 2).reshape(len(truth), -1).mean(axis=1)

@@ -29,7 +29,7 @@ class _Constant:
             self._score = np.zeros(len(problem.classes))
             self._score[model.classes_] = model.class_prior_
         else:
-            self._score = np.asarray(float(model.constant_.squeeze()))
+            self._score = np.asarray(model.constant_, dtype=np.float64).squeeze()
 
     def scores(self, inputs: Any) -> np.ndarray:
         return np.broadcast_to(self._score, (len(inputs), *self._score.shape)).copy()

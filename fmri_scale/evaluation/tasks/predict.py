@@ -1,0 +1,59 @@
+"""Classification and regression: probes and baselines on the same units, splits and draws."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fmri_scale.errors import DataError
+from fmri_scale.evaluation.compare import Units, compare
+from fmri_scale.evaluation.metrics import metrics_of
+from fmri_scale.evaluation.probes import Problem
+from fmri_scale.evaluation.scores import predictions_frame, score_table
+from fmri_scale.evaluation.tables import classes_of
+from fmri_scale.evaluation.tasks.division import make_splits
+from fmri_scale.evaluation.tasks.methods import prediction_methods, read_sources
+from fmri_scale.evaluation.tasks.result import TaskResult
+from fmri_scale.evaluation.tasks.schema import TaskConfig
+
+
+def predict(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
+    """Run a classification or regression task.
+
+    Parameters
+    ----------
+    final
+        Open the test sets.
+    book
+        Where openings are written down.
+    """
+    sources = read_sources(task)
+    table = sources.units
+    problem = _problem(task, table.label)
+    truth = _truth(problem, table.label)
+    families = table.families(task.target)
+    groups = table.groups(task.split.group, families)
+    splits = make_splits(task, table, groups, families, truth)
+    methods = prediction_methods(task, sources)
+    units = Units(table.name, groups, table.entities.names("subject"), truth, problem)
+    predictions = compare(methods, units, splits, final, book)
+    lines = {method.name: method.baseline for method in methods}
+    scores = score_table(predictions, lines, units, metrics_of(task.kind), task.scoring.draws, task.scoring.level)
+    return TaskResult(task, scores, predictions_frame(predictions, units), splits, predictions.settings, table.notes)
+
+
+def _problem(task: TaskConfig, labels: list[str | float | None]) -> Problem:
+    if task.kind == "regression":
+        return Problem("regression")
+    classes = classes_of(labels)
+    if len(classes) < 2:
+        raise DataError(f"every unit is of class {classes[0]!r}; a classification needs two or more")
+    if len(classes) > len(labels) / 2:
+        raise DataError(f"{len(classes)} classes among {len(labels)} units; is this a regression?")
+    return Problem("classification", tuple(classes))
+
+
+def _truth(problem: Problem, labels: list[str | float | None]) -> np.ndarray:
+    if problem.is_class:
+        number = {name: k for k, name in enumerate(problem.classes)}
+        return np.array([number[str(label)] for label in labels], dtype=np.int64)
+    return np.array(labels, dtype=np.float64)
