@@ -74,7 +74,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="fmri-shards", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(prog="fmri-shards", description=__doc__, formatter_class=raw, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     build = commands.add_parser(
         "build", help="make a corpus", description=BUILD_HELP, epilog=BUILD_EXAMPLES, formatter_class=raw

@@ -112,7 +112,8 @@ def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settin
     Raises
     ------
     InputError
-        No run can be used, or two have the same dataset, subject, session, task and run.
+        No run can be used, two have the same dataset, subject, session, task and run, or a person or family would
+        stand in two splits.
     """
     looked_at = [_look_at(source, settings) for source in sources]
     runs = [item for item in looked_at if isinstance(item, PlannedRun)]
@@ -120,6 +121,7 @@ def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settin
     if not runs:
         raise InputError(nothing_usable([item.reason for item in rejected]))
     _check_unique(runs)
+    _check_undivided(runs)
     mask = brain_mask()
     context = {"schema": SCHEMA_VERSION, "mask": mask_sha256(mask), **settings.to_json()}
     shards = tuple(
@@ -157,6 +159,19 @@ def _check_unique(runs: list[PlannedRun]) -> None:
                 f"{other.source.path} and {run.source.path} are both {label}; "
                 "tell them apart by name, by --dataset, or by a table's columns session, task and run"
             )
+
+
+def _check_undivided(runs: list[PlannedRun]) -> None:
+    seen: dict[tuple[str, str, str], PlannedRun] = {}
+    for run in runs:
+        for kind in ("subject", "family"):
+            name = getattr(run.source, kind)
+            other = seen.setdefault((kind, run.source.dataset, name), run) if name else run
+            if other.split != run.split:
+                raise InputError(
+                    f"{kind} {name} of {run.source.dataset} would be in both {other.split} ({other.source.path}) and "
+                    f"{run.split} ({run.source.path}); give all its runs the same split and family in the table"
+                )
 
 
 def _ordered(runs: list[PlannedRun], seed: int) -> list[PlannedRun]:

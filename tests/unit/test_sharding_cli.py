@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sharding import cli
 from sharding.cli import main
 from sharding.corpus import open_corpus
 from tests.helpers.images import head, save, with_header
@@ -152,6 +153,17 @@ def test_some_bad_runs_are_exit_code_1_and_named(tmp_path: Path, capsys: pytest.
     said = capsys.readouterr()
     assert "(0 made now)" in said.out
     assert f"failed: {bad}: TR 0 s" in said.err
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_corpus", interrupt)
+    assert main(["build", str(save(head(), tmp_path)), "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "fmri-shards build: interrupted; start it again to go on\n"
 
 
 def test_inspect_says_what_the_files_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

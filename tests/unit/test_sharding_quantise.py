@@ -1,8 +1,7 @@
 """int8 by voxel keeps the signal: of real ranges, of voxels beside a bright vessel, of voxels that hardly move."""
 
 import numpy as np
-import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sharding.quantise import CODE_MAX, VoxelMoments, decode, encode, power_of_two_unit, voxel_scale
@@ -103,8 +102,7 @@ def test_error_is_at_most_half_a_step_for_any_run(level: float, spread: float, c
     rng = np.random.default_rng(seed)
     x = level + spread * contrast * rng.standard_normal(30) + spread * rng.standard_normal((40, 30))
     x = x.astype(np.float32)
-    if x.std() == 0:
-        pytest.skip("all equal in float32")
+    assume(x.std() > 0)
     decoded, _, scale, stats, unit = round_trip(x)
     assert np.isfinite(scale.astype(np.float32)).all()
     assert np.isfinite(stats.astype(np.float32)).all()
