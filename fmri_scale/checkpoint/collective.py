@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from fmri_scale.errors import FmriScaleError
+from sharding.errors import ShardingError
 
 T = TypeVar("T")
 
@@ -32,14 +33,13 @@ def on_rank_0(action: Callable[[], T]) -> T:
 
     Raises
     ------
-    FmriScaleError : as raised by `action`, so that no rank waits for one that has stopped.
-    OSError : likewise.
+    FmriScaleError, ShardingError, OSError : as raised by `action`, so that no rank waits for one that has stopped.
     """
     outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
             outcome[0] = action()
-        except (FmriScaleError, OSError) as error:
+        except (FmriScaleError, ShardingError, OSError) as error:
             outcome[1] = error
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)

@@ -16,7 +16,7 @@ from fmri_scale.log import get_logger
 
 log = get_logger(__name__)
 
-MODEL = ("model.", "mask.")
+MODEL = ("model.", "mask.", "augment.")
 INPUT = ("seed", "data.normalisation", "optim.global_batch")
 FREE = ("model.backend", "model.checkpoint_blocks")
 UNTOLD = ("run_dir", "data.", "checkpoint.", "log.")

@@ -54,18 +54,24 @@ def draw_reconstruction(
     seen = volume[0, 0].float().cpu().numpy()
     covered = model.unpatchify(hidden.float())[0, 0].cpu().numpy() > 0
     predicted = model.unpatchify(output.prediction.float())[0, 0].cpu().numpy()
+    scored = np.ones(seen.shape[:3], dtype=bool) if brain is None else brain.cpu().numpy()
     frame = seen.shape[-1] // 2
-    panels = three_panels(seen[..., frame], covered[..., frame], predicted[..., frame])
-    inside = None if brain is None else brain.cpu().numpy()
-    _draw_panels(panels, _centre(inside, seen.shape[:3]), f"{title}, loss {output.loss.item():.4f}", path)
+    panels = three_panels(seen[..., frame], covered[..., frame], predicted[..., frame], scored)
+    centre = [round(axis.mean()) for axis in np.nonzero(scored)]
+    _draw_panels(panels, centre, f"{title}, loss {output.loss.item():.4f}", path)
 
 
-def three_panels(seen: np.ndarray, covered: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the volumes [X, Y, Z] to show: input, input with hidden voxels NaN, input with hidden voxels predicted."""
+def three_panels(
+    seen: np.ndarray, covered: np.ndarray, predicted: np.ndarray, scored: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the volumes `[X, Y, Z]` to show: input, the same with hidden voxels NaN, the same with them predicted.
+
+    What the model says where it is not scored (outside the brain) means nothing and is left out.
+    """
     return {
         "input": seen,
         "masked input": np.where(covered, np.nan, seen),
-        "reconstruction": np.where(covered, predicted, seen),
+        "reconstruction": np.where(covered & scored, predicted, seen),
     }
 
 
@@ -100,15 +106,8 @@ def _draw_panels(panels: dict[str, np.ndarray], centre: Sequence[int], title: st
                 panel.set_title(name)
             if column == 0:
                 panel.set_ylabel(plane)
-    figure.suptitle(title)
+    figure.suptitle(title, y=0.95)
     _save(figure, path)
-
-
-def _centre(inside: np.ndarray | None, shape: Sequence[int]) -> list[int]:
-    """Return the voxel through which the planes go: the middle of the brain, or of the volume."""
-    if inside is None:
-        return [n // 2 for n in shape]
-    return [round(axis.mean()) for axis in np.nonzero(inside)]
 
 
 def _pyplot() -> Any:

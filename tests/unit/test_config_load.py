@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,6 +13,7 @@ from fmri_scale.config.load import valid_keys
 from fmri_scale.config.reference import reference
 from fmri_scale.errors import ConfigError
 from fmri_scale.train import main, read_arguments
+from fmri_scale.training.ds_config import accumulation
 
 
 def write(path, content):
@@ -82,6 +84,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     write(tmp_path / "round.yaml", {"include": "round.yaml"})
     with pytest.raises(ConfigError, match="includes itself"):
         load_config([tmp_path / "round.yaml"])
+
+
+RUNS = Path(__file__).resolve().parents[2] / "configs" / "run"
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(RUNS.glob("*.yaml"))])
+def test_configurations_of_runs_are_whole(name):
+    """They load, and their batch divides over 1 to 32 ranks."""
+    config = load_config([RUNS / name], ["data.corpus=c", "run_dir=r"])
+    ranks = [n for n in (1, 2, 4, 8, 16, 32) if n * config.optim.micro_batch <= config.optim.global_batch]
+    assert all(accumulation(config.optim.global_batch, config.optim.micro_batch, n) >= 1 for n in ranks)
+    assert config.optim.warmup_steps < config.optim.steps
+    large = load_config([RUNS / name, RUNS.parent / "model" / "xl.yaml"])
+    assert large.model.embed_dim == 192
 
 
 def test_every_key_is_documented():

@@ -141,10 +141,13 @@ def test_panels_show_what_was_hidden_and_what_was_made_of_it():
     seen, predicted = np.full((2, 2, 2), 1.0), np.full((2, 2, 2), 5.0)
     covered = np.zeros((2, 2, 2), dtype=bool)
     covered[0] = True
-    panels = pictures.three_panels(seen, covered, predicted)
+    scored = np.ones((2, 2, 2), dtype=bool)
+    scored[0, 0, 0] = False
+    panels = pictures.three_panels(seen, covered, predicted, scored)
     assert np.isnan(panels["masked input"][0]).all()
     assert (panels["masked input"][1] == 1).all()
-    assert (panels["reconstruction"][0] == 5).all()
+    assert (panels["reconstruction"] == 5).sum() == 3
+    assert panels["reconstruction"][0, 0, 0] == 1
     assert (panels["reconstruction"][1] == 1).all()
 
 
