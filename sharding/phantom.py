@@ -8,6 +8,8 @@ like fMRI to a pipeline and to a model's first steps; it is no substitute for da
 """
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,7 @@ class Person:
 def make_cohort(
     out: Path, subjects: int = 6, runs: int = 1, volumes: int = 80, voxel_mm: float = 3.0, seed: int = 0
 ) -> Iterator[Path]:
-    """Write a cohort, yielding each run's file as it is done.
+    """Write a cohort, yielding each run's file as it is done; the folder appears when all are.
 
     Parameters
     ----------
@@ -82,15 +84,20 @@ def make_cohort(
             f"{subjects} subjects, {runs} runs, {volumes} volumes of {voxel_mm:g} mm: expected at least 1, 1, 2, "
             "and voxels of 1.5 to 12 mm"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    people = [_person(number, seed) for number in range(subjects)]
-    _write_tables(out, people)
-    anatomy = load_anatomy(voxel_mm)
-    for number, person in enumerate(people):
-        traits = _Traits(anatomy, person, np.random.default_rng([seed, number, 0]))
-        for run in range(1, runs + 1):
-            series = _series(anatomy, traits, volumes, np.random.default_rng([seed, number, run]))
-            yield _write_run(out, anatomy, person, run, series)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    try:
+        people = [_person(number, seed) for number in range(subjects)]
+        _write_tables(work, people)
+        anatomy = load_anatomy(voxel_mm)
+        for number, person in enumerate(people):
+            traits = _Traits(anatomy, person, np.random.default_rng([seed, number, 0]))
+            for run in range(1, runs + 1):
+                series = _series(anatomy, traits, volumes, np.random.default_rng([seed, number, run]))
+                yield out / _write_run(work, anatomy, person, run, series)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _person(number: int, seed: int) -> Person:
@@ -176,10 +183,11 @@ def _write_run(out: Path, anatomy: Anatomy, person: Person, run: int, series: np
     name = f"sub-{person.label}_task-rest_run-{run}_space-MNI152NLin2009cAsym_desc-preproc_bold"
     (folder / f"{name}.json").write_text(json.dumps({"RepetitionTime": person.site.tr, "TaskName": "rest"}) + "\n")
     nib.save(image, folder / f"{name}.nii.gz")
-    return folder / f"{name}.nii.gz"
+    return (folder / f"{name}.nii.gz").relative_to(out)
 
 
 def _write_tables(out: Path, people: list[Person]) -> None:
+    out.mkdir()
     facts = {
         "Name": "Synthetic fMRI cohort",
         "BIDSVersion": "1.9.0",

@@ -118,6 +118,17 @@ def test_numbers_that_make_no_cohort_are_refused(tmp_path: Path, change: dict) -
     assert not (tmp_path / "out").exists()
 
 
+def test_cohort_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    runs = make_cohort(tmp_path / "out", subjects=2, volumes=4, voxel_mm=12.0)
+    next(runs)
+    assert not (tmp_path / "out").exists()
+    runs.close()
+    assert list(tmp_path.iterdir()) == []
+    written = list(make_cohort(tmp_path / "out", subjects=2, volumes=4, voxel_mm=12.0))
+    assert all(path.is_file() for path in written)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+
+
 def test_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ShardingError, match="not an empty folder"):
