@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score features on a downstream task, beside connectivity, with intervals",
     "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
     "import-neurostorm": "turn a public NeuroSTORM checkpoint into a released one, running nothing it holds",
+    "export-graph": "write the encoder as a graph that torch alone runs",
     "push": "upload a released checkpoint to the Hugging Face hub",
 }
 "Command name (module of this package, dashes as underscores) and its one-line help."

@@ -27,11 +27,12 @@ def run_blocks(work: Callable[[Iterator[range]], None], blocks: Iterable[range])
     todo = list(blocks)
     workers = min(torch.get_num_threads(), len(todo))
     shared = _Shared(todo)
+    inference = torch.is_inference_mode_enabled()
     if workers <= 1:
-        _quietly(work, shared)
+        _quietly(work, shared, inference)
         return
     pool = _pool(torch.get_num_threads(), os.getpid())
-    for done in [pool.submit(_quietly, work, shared) for _ in range(workers)]:
+    for done in [pool.submit(_quietly, work, shared, inference) for _ in range(workers)]:
         done.result()
 
 
@@ -55,8 +56,9 @@ class _Shared:
             return next(self._todo)
 
 
-def _quietly(work: Callable[[Iterator[range]], None], shared: _Shared) -> None:
-    with torch.no_grad():  # gradient mode belongs to a thread; workers start with it on
+def _quietly(work: Callable[[Iterator[range]], None], shared: _Shared, inference: bool) -> None:
+    # gradient and inference mode belong to a thread; a worker starts with its own
+    with torch.inference_mode(inference), torch.no_grad():
         work(shared)
 
 

@@ -84,6 +84,22 @@ def test_features_are_the_mean_of_the_latent_map_and_reconstruction_has_the_clip
     assert rebuilt.hidden.float().mean().item() == pytest.approx(0.25, abs=1e-6)
 
 
+def test_features_do_not_depend_on_threads_or_on_how_gradients_are_off(release):
+    """Worker threads of the kernels take over inference mode; it used to be an error on more than one core."""
+    model = fmri_scale.from_pretrained(release)
+    clip, before = reference.reference_clip(model, 6), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for off in (torch.inference_mode, torch.no_grad):
+                with off():
+                    found.append(model.features(clip).clone())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.allclose(vector, found[0], rtol=1e-5, atol=1e-6) for vector in found)
+
+
 def test_encoder_alone_gives_the_same_features_and_no_reconstruction(run, release, tmp_path):
     export(run, tmp_path / "encoder", ExportSettings(contents="encoder"))
     whole, encoder = fmri_scale.from_pretrained(release), fmri_scale.from_pretrained(tmp_path / "encoder")
