@@ -36,8 +36,11 @@ def check(config: Config) -> None:
         _at_least(f"augment.{key}", getattr(config.augment, key), 0)
     _fraction("augment.scale", config.augment.scale)
     _positive("log.every_steps", config.log.every_steps)
+    for key in ("pictures_every", "validate_every", "validate_clips"):
+        _at_least(f"log.{key}", getattr(config.log, key), 0)
     _positive("checkpoint.keep_last", config.checkpoint.keep_last)
-    _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 0)
+    for key in ("every_steps", "keep_every"):
+        _at_least(f"checkpoint.{key}", getattr(config.checkpoint, key), 0)
     _positive("engine.max_bad_steps", config.engine.max_bad_steps)
     _positive("engine.timeout_s", config.engine.timeout_s)
 

@@ -39,6 +39,8 @@ class ModelConfig:
     "Taps of the causal depthwise convolution."
     expand: int = 2
     "Inner width of the mixer over the block's width."
+    bidirectional: bool = False
+    "Scan each window backwards too, with a decay and a skip of its own; the published model scans forwards only."
     dropout: float = 0.0
     "Dropout in the MLP and, outside pretraining, after the patch embedding."
     drop_path: float = 0.0
@@ -199,6 +201,10 @@ class LogConfig:
     "Steps between rows of metrics.jsonl and W&B."
     pictures_every: int = 0
     "Steps between pictures of reconstructions; 0 draws one at the end."
+    validate_every: int = 0
+    "Steps between measurements of the loss on the validation split; 0 measures none."
+    validate_clips: int = 256
+    "Clips of a validation over all ranks, the same every time; 0 takes all."
     wandb: str = "auto"
     "auto (online with a key, else offline), online, offline or off."
     wandb_project: str = "fmri_scale"

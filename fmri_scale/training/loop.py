@@ -4,16 +4,17 @@
 step.py (one optimizer step), build.py (the engine), folder.py (the run's folder), guards.py, signals.py.
 """
 
+import logging
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
 from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
-from fmri_scale.errors import FmriScaleError, LaunchError
-from fmri_scale.log import configure_logging, get_logger
+from fmri_scale.errors import FmriScaleError, LaunchError, TrainingError
+from fmri_scale.log import ROOT, configure_logging, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
 from fmri_scale.training.folder import Status
 from fmri_scale.training.guards import BadSteps
@@ -25,6 +26,7 @@ from fmri_scale.training.signals import REQUEUE, StopRequest, exit_code
 from fmri_scale.training.software import software_versions
 from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
+from fmri_scale.training.validate import require_validation, validation_loss
 from sharding.errors import ShardingError
 
 log = get_logger(__name__)
@@ -50,10 +52,13 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest)
         trainer = Trainer(config, launch, device, stop, status)
         code = trainer.train()
         return code
-    except (FmriScaleError, ShardingError) as error:
+    except (FmriScaleError, ShardingError, OSError) as error:
         code = 2
+        log.debug("stopped by", exc_info=True)
+        if isinstance(error, OSError):  # a full disk, a folder that has gone
+            error = TrainingError(f"{error.filename or run_dir}: {error.strerror or error}")
         status.write("failed", trainer.step if trainer else 0, exit_code=2, message=str(error))
-        raise
+        raise error from error.__cause__
     except BaseException as error:
         told = dist.announced() if isinstance(error, RuntimeError) else ""
         code = 2 if told else 1
@@ -77,6 +82,8 @@ class Trainer:
         self.run_dir, self.main = Path(config.run_dir), launch.rank == 0
         self.corpora = open_corpora(config.data, check_shards=False)
         collective.on_rank_0(lambda: preflight(self.corpora, config.data))
+        if config.log.validate_every:
+            require_validation(self.corpora)
         checkpoint = collective.on_rank_0(lambda: folder.find_checkpoint(config))
         rng.seed(config.seed, launch.rank, config.engine.deterministic)
         self.model = build.build_model(config)
@@ -97,6 +104,10 @@ class Trainer:
             self.metrics = MetricsFile(self.run_dir, self.step)
             self.tracker = start_tracker(config, self.tracker.run_id)
         self.progress = Progress(config.optim.steps, self.step, shown=self.main)
+        for handler in logging.getLogger(ROOT).handlers:
+            self.progress.share(handler)
+        self.row: dict[str, Any] = {}
+        self._describe()
 
     def train(self) -> int:
         """Step until the end or a signal; return the exit code."""
@@ -108,9 +119,10 @@ class Trainer:
                 self.engine, self.stream, self.prepare, self.config.optim, self.step, lambda: self.stop.received
             )
             self._count(result)
-            self._report(result)
-            if any(result.signals):
+            if any(result.signals) and self.step < steps:
+                self._report(result)
                 return self._leave(exit_code(result.signals))
+            self._report(result, self._validate() if self._due(self.config.log.validate_every) else None)
             if self._due(self.config.checkpoint.every_steps):
                 self._save()
             if self._due(self.config.log.pictures_every):
@@ -136,9 +148,10 @@ class Trainer:
             ranks = collective.gather({"micro_batches": result.micro_batches})
             self.bad_steps.bad(self.step, result.grad_norm, ranks, writes=self.main)
 
-    def _report(self, result: StepResult) -> None:
+    def _report(self, result: StepResult, validation: float | None = None) -> None:
         self.progress.update(self.step, result.loss, result.lr, self.speed.frames_per_s)
-        if self.metrics is None or not (self._due(self.config.log.every_steps) or self.step == self.config.optim.steps):
+        due = self._due(self.config.log.every_steps) or self.step == self.config.optim.steps or validation is not None
+        if self.metrics is None or not due:
             return
         row = {
             "step": self.step,
@@ -153,10 +166,15 @@ class Trainer:
             "substituted_clips": len(self.stream.faults.bad),
             "epoch": self.stream.position / self.clips_per_epoch,
             **self.speed.row(),
+            **({} if validation is None else {"val_loss": validation}),
         }
+        self.row = row
         self.metrics.write(row)
         self.tracker.log(row)
         self.status.write("running", self.step, loss=result.loss)
+
+    def _validate(self) -> float:
+        return validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -175,6 +193,7 @@ class Trainer:
             data=self.stream.state_dict(),
             guards=self.bad_steps.state(),
             wandb_id=self.tracker.run_id,
+            metrics={key: value for key, value in self.row.items() if isinstance(value, int | float)},
             software=software_versions(),
         )
         corpus = self.corpora[0].path
@@ -184,7 +203,6 @@ class Trainer:
         self.saved_step = self.step
         keep = self.config.checkpoint
         collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
-        self.progress.end()
         log.info("checkpoint %s", saved.path)
 
     def _draw(self) -> None:
@@ -211,6 +229,15 @@ class Trainer:
         self.status.write("done", self.step, exit_code=0)
         log.info("done: %d steps; checkpoints, metrics and pictures are in %s", self.step, self.run_dir)
         return 0
+
+    def _describe(self) -> None:
+        """Log how the run is laid out."""
+        optim, engine, ranks = self.config.optim, self.config.engine, self.launch.world_size
+        log.info(
+            "%d ranks on %s, ZeRO %d, %s; a step is %d clips: %d ranks x %d forward passes x %d clips",
+            *(ranks, self.device.type, engine.zero_stage, engine.dtype, optim.global_batch, ranks),
+            *(optim.global_batch // (optim.micro_batch * ranks), optim.micro_batch),
+        )
 
     @property
     def clips_per_epoch(self) -> int:

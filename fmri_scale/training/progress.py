@@ -3,6 +3,7 @@
 On a terminal the line renews itself in place; elsewhere (a log file) a line is written at a bounded rate.
 """
 
+import logging
 import sys
 import time
 from typing import TextIO
@@ -36,6 +37,14 @@ class Progress:
         self._stream.write(f"\r{line:<{self._width}}" if self._live else line + "\n")
         self._stream.flush()
         self._width = len(line)
+
+    def share(self, handler: logging.Handler) -> None:
+        """Let messages of a handler to the same terminal begin on a line of their own."""
+        handler.addFilter(self._make_room)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        self.end()
+        return True
 
     def end(self) -> None:
         """Leave the line, so that what follows starts on a new one."""

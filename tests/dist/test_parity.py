@@ -28,8 +28,11 @@ def runs(tmp_path_factory) -> Path:
     def job(name: str, **changes: object) -> dict:
         return {"arguments": arguments(folder / name, corpus, **changes)}
 
-    common = {"optim__steps": 20, "engine__timeout_s": 77.0}
-    two = [job(f"zero_{stage}", engine__zero_stage=stage, **common) for stage in STAGES]
+    common = {"optim__steps": 20, "engine__timeout_s": 77.0, "log__validate_every": 6}
+    two = [
+        job(f"zero_{stage}", engine__zero_stage=stage, log__pictures_every=7 * (stage == 3), **common)
+        for stage in STAGES
+    ]
     two += [job(f"bf16_{stage}", engine__zero_stage=stage, optim__steps=6, engine__dtype="bf16") for stage in (0, 3)]
     for world_size, jobs in ((1, [job("one", optim__micro_batch=2, **common)]), (2, two)):
         (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -50,6 +53,18 @@ def test_loss_curve_does_not_depend_on_ranks_or_zero_stage(runs, stage):
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=0)
     norms = [[row["grad_norm"] for row in read_metrics(runs / name)] for name in ("one", f"zero_{stage}")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_validation_is_a_mean_over_the_same_clips(runs, stage):
+    """Three clips, over one rank in batches of two and over two ranks in batches of one."""
+    found, wanted = (
+        {row["step"]: row["val_loss"] for row in read_metrics(runs / name) if "val_loss" in row}
+        for name in (f"zero_{stage}", "one")
+    )
+    assert list(found) == [6, 12, 18]
+    assert found == pytest.approx(wanted, rel=1e-4)
+    assert found[18] < found[6]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -91,6 +106,6 @@ def test_no_compiler_is_needed(runs):
 def test_every_rank_logs_and_the_picture_is_drawn(runs):
     run = runs / "zero_3"
     assert (run / "logs" / "rank_1.log").is_file()
-    for picture in ("reconstruction_00000020.png", "loss.png"):
+    for picture in ("reconstruction_00000014.png", "reconstruction_00000020.png", "loss.png"):
         assert (run / "pictures" / picture).read_bytes().startswith(b"\x89PNG")
     assert json.loads((run / "status.json").read_text())["state"] == "done"

@@ -1,0 +1,54 @@
+"""The loss on people the model does not train on: the same clips and the same masks at every validation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from fmri_scale.config import Config
+from fmri_scale.data import ClipBatch, sample_table, validation_clips
+from fmri_scale.data.validation import weighted_mean
+from fmri_scale.errors import DataError
+from fmri_scale.training.launch import Launch
+from sharding.corpus import Corpus
+
+SPLIT = "val"
+
+
+def require_validation(corpora: Sequence[Corpus]) -> None:
+    """Raise DataError at the start rather than at the first validation of a corpus without a validation split."""
+    try:
+        sample_table(list(corpora), SPLIT)
+    except DataError as error:
+        raise DataError(
+            f"log.validate_every is set, but {error}; set it to 0 or build with a validation split"
+        ) from error
+
+
+def validation_loss(
+    engine: Any,
+    corpora: Sequence[Corpus],
+    prepare: Callable[[ClipBatch], tuple],
+    config: Config,
+    launch: Launch,
+) -> float:
+    """Return the mean loss over `log.validate_clips` clips of the validation split; every rank calls it."""
+    batches = validation_clips(
+        list(corpora),
+        config.data,
+        config.model.num_frames,
+        config.optim.micro_batch,
+        launch.rank,
+        launch.world_size,
+        config.log.validate_clips,
+        SPLIT,
+    )
+    total, count = 0.0, 0.0
+    engine.eval()
+    with torch.no_grad():
+        for batch in batches:
+            clips = int(batch.valid.sum())
+            total += float(engine(*prepare(batch)).loss) * clips
+            count += clips
+    engine.train()
+    return weighted_mean(total, count, engine.device)
