@@ -33,7 +33,7 @@ class EncoderStage(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The encoder of a configuration; weights are random until `init_weights` or a state dict sets them."""
+    """The encoder of a configuration; its weights mean nothing until `init_weights` or a state dict sets them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -120,6 +120,8 @@ def _mixer(config: ModelConfig, width: int, tokens: int) -> PartCost:
     elements, taps = tokens * inner * states, tokens * inner * config.conv_dim
     conv = PartCost(inner * (config.conv_dim + 1), 2 * taps, 4 * taps)
     scan = PartCost(inner * (states + 1), SCAN_FORWARD * elements, SCAN_BACKWARD * elements)
+    if config.bidirectional:
+        scan += scan
     projections = (
         _linear(tokens, width, 2 * inner)
         + _linear(tokens, inner, rank + 2 * states)

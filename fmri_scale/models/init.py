@@ -43,9 +43,9 @@ def _values(module: nn.Module, full_name: str, shape: tuple[int, ...], rng: torc
         if path.endswith("dt_proj") and name == "bias":
             return _dt_bias(shape, rng)
         return _uniform(shape, module.in_features**-0.5, rng)
-    if name == "A_log":
+    if name.startswith("A_log"):
         return torch.arange(1, shape[1] + 1).double().log().expand(shape)
-    if name == "D":
+    if name in ("D", "D_reverse"):
         return torch.ones(shape)
     if isinstance(module, Mixer) and name.startswith("conv"):
         return _uniform(shape, module.conv_weight.shape[1] ** -0.5, rng)

@@ -16,12 +16,16 @@ from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.scan import prefix_scan, scan
 from fmri_scale.kernels.windows import Windows
 
+Selected = tuple[Tensor, Tensor, Tensor]
+"Step sizes `[..., E]` and the input and output maps `[..., S]` of each token."
+
 
 class Mixer(nn.Module):
     """Projection, causal depthwise convolution, selective scan, gate, projection.
 
     With `prompt_len` > 0, learnable tokens stand before every window: they are the same for all windows, so they
-    are scanned once and enter each window as the state it starts from.
+    are scanned once and enter each window as the state it starts from. A bidirectional mixer adds a scan from the
+    last token to the first, with its own decay and skip; the rest is shared.
     """
 
     def __init__(self, width: int, config: ModelConfig, prompt_len: int = 0) -> None:
@@ -37,33 +41,52 @@ class Mixer(nn.Module):
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.zeros(inner, self.states))
         self.D = nn.Parameter(torch.ones(inner))
+        both = config.bidirectional
+        self.A_log_reverse = nn.Parameter(torch.zeros(inner, self.states)) if both else None
+        self.D_reverse = nn.Parameter(torch.ones(inner)) if both else None
         self.out_proj = nn.Linear(inner, width, bias=False)
         self.prompt = nn.Parameter(torch.zeros(prompt_len, width)) if prompt_len else None
 
     def forward(self, u_BNC: Tensor, windows: Windows) -> Tensor:
         """Return mixed tokens `[B, N, C]`, without the residual."""
         x_BNE, z_BNE = self.in_proj(u_BNC).chunk(2, dim=-1)
-        A_ES = -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
-        prefix_KE, h0_ES = self._prefix(A_ES)
-        x_BNE = conv_silu(x_BNE, self.conv_weight, self.conv_bias, windows, prefix_KE, backend=self.backend)
-        dt_BNE, B_BNS, C_BNS = self._select(x_BNE)
-        y_BNE = scan(x_BNE, dt_BNE, A_ES, B_BNS, C_BNS, self.D, windows, h0_ES, backend=self.backend)
+        before_KE, prompts = self._prompts()
+        x_BNE = conv_silu(x_BNE, self.conv_weight, self.conv_bias, windows, before_KE, backend=self.backend)
+        selected = self._select(x_BNE)
+        y_BNE = self._scan(x_BNE, selected, windows, prompts, self.A_log, self.D, reverse=False)
+        if self.A_log_reverse is not None and self.D_reverse is not None:
+            y_BNE = y_BNE + self._scan(x_BNE, selected, windows, prompts, self.A_log_reverse, self.D_reverse, True)
         return self.out_proj(y_BNE * F.silu(z_BNE))
 
-    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return step sizes `[..., E]` and the input and output maps `[..., S]` of each token."""
+    def _scan(
+        self,
+        x_BNE: Tensor,
+        selected: Selected,
+        windows: Windows,
+        prompts: tuple[Tensor, Selected] | None,
+        A_log_ES: Tensor,
+        D_E: Tensor,
+        reverse: bool,
+    ) -> Tensor:
+        A_ES = -torch.exp(A_log_ES.to(torch.promote_types(A_log_ES.dtype, torch.float32)))
+        dt_BNE, B_BNS, C_BNS = selected
+        h0_ES = None
+        if prompts is not None:
+            x_PE, (dt_PE, B_PS, C_PS) = prompts
+            _, h0_ES = prefix_scan(x_PE, dt_PE, A_ES, B_PS, C_PS, D_E)
+        return scan(x_BNE, dt_BNE, A_ES, B_BNS, C_BNS, D_E, windows, h0_ES, reverse, self.backend)
+
+    def _select(self, x: Tensor) -> Selected:
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], dim=-1)
         return F.softplus(self.dt_proj(dt)), B, C
 
-    def _prefix(self, A_ES: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Return what the prompts leave behind: the last K-1 inputs of the convolution and the state."""
+    def _prompts(self) -> tuple[Tensor | None, tuple[Tensor, Selected] | None]:
+        """Return the last K-1 inputs that prompts leave to the convolution, and the prompts as the scan sees them."""
         if self.prompt is None:
             return None, None
         x_PE, _ = self.in_proj(self.prompt).chunk(2, dim=-1)
         taps = self.conv_weight.shape[1]
         padded_EP = F.pad(x_PE, (0, 0, taps - 1, 0)).T
         mixed_EP = F.conv1d(padded_EP, self.conv_weight.unsqueeze(1), self.conv_bias, groups=x_PE.shape[1])
-        x_act_PE = F.silu(mixed_EP).T
-        dt_PE, B_PS, C_PS = self._select(x_act_PE)
-        _, h0_ES = prefix_scan(x_act_PE, dt_PE, A_ES, B_PS, C_PS, self.D)
-        return padded_EP.T[-(taps - 1) :], h0_ES
+        x_PE = F.silu(mixed_EP).T
+        return padded_EP.T[len(x_PE) :], (x_PE, self._select(x_PE))

@@ -6,12 +6,18 @@ import pytest
 import torch
 
 from fmri_scale.kernels.windows import Windows
-from fmri_scale.models import Backbone, MaskedAutoencoder, Predictor, clip_keys
+from fmri_scale.models import Backbone, MaskedAutoencoder, Predictor, clip_keys, init_weights
 from fmri_scale.models.embed import patchify, unpatchify
 from fmri_scale.models.strd import RedundancyDropout
 from tests.helpers.tiny_models import clips, drawn, tiny
 
 BRAIN = torch.rand(24, 24, 24, generator=torch.Generator().manual_seed(1)) < 0.4
+
+
+def encoder(config):
+    backbone = Backbone(config)
+    init_weights(backbone, 0)
+    return backbone
 
 
 def gradients(model):
@@ -50,6 +56,7 @@ def test_clips_of_any_length_train_under_any_mask(strategy, frames):
         tiny(in_channels=2, first_window_size=[2, 4, 2, 4]),
         tiny(image_size=[24, 12, 18], last_stage_full=False, window_size=[3, 2, 5, 3]),
         tiny(expand=1, state_dim=8, conv_dim=2, mlp_ratio=2.5, prompt_len=1),
+        tiny(bidirectional=True, prompt_len=2, conv_dim=1),
     ],
 )
 def test_shapes_the_published_model_cannot_have(config):
@@ -98,7 +105,7 @@ def test_a_batch_and_its_clips_one_by_one_have_the_same_gradient():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("changes", [{"prompt_len": 2}, {"strd": "published", "drop_path": 0.4}])
+@pytest.mark.parametrize("changes", [{"prompt_len": 2, "bidirectional": True}, {"strd": "published", "drop_path": 0.4}])
 def test_gradients_agree_with_finite_differences(changes):
     config = tiny(image_size=[12, 12, 24], num_frames=6, first_window_size=[2, 4, 4, 4], depths=[2, 2], **changes)
     model = MaskedAutoencoder(config).double()
@@ -185,9 +192,23 @@ def test_stochastic_depth_drops_clips_by_their_key_in_training_only():
     assert not torch.equal(trained, plain(volume))
 
 
+def test_a_bidirectional_window_lets_its_first_token_see_its_last():
+    """One window a clip, so the forward scan alone cannot carry anything from the last token to the first."""
+    changes = {"image_size": [3, 3, 12], "window_size": [1, 1, 4, 4], "depths": [1], "last_stage_full": False}
+    seen = {}
+    for both in (False, True):
+        config = tiny(first_window_size=[1, 1, 4, 4], bidirectional=both, **changes)
+        backbone = encoder(config)
+        volume = clips(config)
+        moved = volume.clone()
+        moved[..., 9:, 3] += 1.0
+        seen[both] = not torch.equal(backbone(volume)[..., 0, 0], backbone(moved)[..., 0, 0])
+    assert seen == {False: False, True: True}
+
+
 def test_features_are_the_mean_of_the_latent_map():
     config = tiny()
-    backbone = Backbone(config)
+    backbone = encoder(config)
     volume = clips(config, 2)
     latent = backbone(volume)
     assert latent.shape == (2, 12, 4, 4, 4, 4)

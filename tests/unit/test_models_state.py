@@ -107,3 +107,5 @@ def test_a_doubled_key_is_refused(published):
 def test_a_name_that_is_not_ours_is_refused():
     with pytest.raises(CheckpointError, match=r"backbone\.stages\.0\.gate\.weight"):
         to_published({"backbone.stages.0.gate.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="A_log_reverse: no published NeuroSTORM"):
+        to_published(MaskedAutoencoder(tiny(bidirectional=True)).state_dict())

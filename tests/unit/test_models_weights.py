@@ -100,7 +100,7 @@ def test_a_model_has_no_buffers():
 
 
 def test_parameter_groups_are_complete_disjoint_and_decay_matrices_only():
-    model = MaskedAutoencoder(tiny(prompt_len=2))
+    model = MaskedAutoencoder(tiny(prompt_len=2, bidirectional=True))
     names = {id(p): name for name, p in model.named_parameters()}
     groups = parameter_groups(model, 0.05)
     listed = [id(p) for group in groups for p in group["params"]]
@@ -108,7 +108,10 @@ def test_parameter_groups_are_complete_disjoint_and_decay_matrices_only():
     decayed, plain = ({names[id(p)] for p in group["params"]} for group in groups)
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
     ends = {name.rsplit(".", 1)[-1] for name in plain}
-    assert ends == {"bias", "conv_bias", "A_log", "D", "space", "time", "prompt", "token", "window", "region", "weight"}
+    assert ends == {
+        *("bias", "conv_bias", "A_log", "A_log_reverse", "D", "D_reverse", "weight"),
+        *("space", "time", "prompt", "token", "window", "region"),
+    }
     assert all("norm" in name for name in plain if name.endswith(".weight"))
     assert {"backbone.patch_embed.weight", "decoder.head.weight"} <= decayed
     assert all(name.endswith(("weight", "conv_weight")) and "norm" not in name for name in decayed)
@@ -128,7 +131,9 @@ def test_operations_of_the_matrix_products_are_those_counted_by_torch():
     assert cost(config).total.backward_flops == 2 * (expected + elements * 8) + SCAN_BACKWARD * 16 * elements
 
 
-@pytest.mark.parametrize("config", [tiny(depths=[2, 2, 1]), tiny(embed_dim=12, num_frames=8, checkpoint_blocks=True)])
+@pytest.mark.parametrize(
+    "config", [tiny(depths=[2, 2, 1], bidirectional=True), tiny(embed_dim=12, num_frames=8, checkpoint_blocks=True)]
+)
 def test_activation_bytes_are_what_autograd_keeps(config):
     model = MaskedAutoencoder(config)
     kept = {}

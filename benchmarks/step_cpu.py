@@ -1,0 +1,162 @@
+"""Seconds of a training step of a model on this CPU: one clip, forward and backward apart, and peak memory.
+
+python benchmarks/step_cpu.py                                   the base model (published NeuroSTORM's size)
+python benchmarks/step_cpu.py configs/model/tiny.yaml --threads 1
+
+Writes benchmarks/results/step_cpu_MODEL_MACHINE.json and .md. Random data, random weights, half of the tokens hidden,
+the loss in a brain-sized ball. The first step (allocation, code loaded on demand) is reported apart.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmri_scale.config import MaskConfig, ModelConfig, load_config
+from fmri_scale.kernels.memory import reuse_freed_memory
+from fmri_scale.models import MaskedAutoencoder, cost, draw_mask, parameter_groups
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = {"forward_s": 21.0, "backward_s": 322.0}
+"The published code with mamba's reference scan, base model, one clip, two cores (AMD EPYC)."
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs/model/base.yaml")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (default: all cores)")
+    parser.add_argument("--repeats", type=int, default=5, help="steps after the first; the median is reported")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    reuse_freed_memory()
+    config = load_config([args.config]).model
+    load_before = os.getloadavg()[0]
+    steps = measure(config, args.repeats + 1)
+    record = summary(args.config.stem, config, steps) | environment(args.threads, load_before)
+    stem = args.out / f"step_cpu_{args.config.stem}_{machine_slug()}"
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(report(record))
+    print(report(record))
+
+
+def measure(config: ModelConfig, steps: int) -> list[dict[str, float]]:
+    """Return the seconds of each phase of each step."""
+    model = MaskedAutoencoder(config)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4)
+    volume = torch.randn(1, config.in_channels, *config.image_size, config.num_frames)
+    brain = ball(config)
+    found = []
+    for step in range(steps):
+        marks = [time.perf_counter()]
+        mask = draw_mask(MaskConfig(), config, 0, 0, torch.tensor([step]), "cpu")
+        loss = model(volume, mask, brain).loss
+        marks.append(time.perf_counter())
+        loss.backward()
+        marks.append(time.perf_counter())
+        optimizer.step()
+        optimizer.zero_grad()
+        marks.append(time.perf_counter())
+        phases = ("forward_s", "backward_s", "optimizer_s")
+        found.append({name: end - start for name, start, end in zip(phases, marks, marks[1:], strict=False)})
+    return found
+
+
+def ball(config: ModelConfig) -> torch.Tensor:
+    """Return a ball of 27 % of the volume, bool `[X, Y, Z]`: about the share of the brain in its grid."""
+    axes = [torch.linspace(-1, 1, n) for n in config.image_size]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0)
+    return radius < 0.8
+
+
+def summary(name: str, config: ModelConfig, steps: list[dict[str, float]]) -> dict[str, Any]:
+    """Return medians over the warm steps, and what the model is."""
+    warm = {phase: statistics.median(step[phase] for step in steps[1:]) for phase in steps[0]}
+    compute_s = warm["forward_s"] + warm["backward_s"]
+    whole = cost(config)
+    record: dict[str, Any] = {
+        "model": name,
+        "parameters": whole.total.parameters,
+        "frames": config.num_frames,
+        "gflops": (whole.total.forward_flops + whole.total.backward_flops) / 1e9,
+        **{phase: round(seconds, 4) for phase, seconds in warm.items()},
+        "first_step_s": round(sum(steps[0].values()), 3),
+        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "steps": [{phase: round(seconds, 4) for phase, seconds in step.items()} for step in steps],
+    }
+    if config == ModelConfig():
+        record["published"] = PUBLISHED
+        record["times_faster"] = round(sum(PUBLISHED.values()) / compute_s, 1)
+    return record
+
+
+def environment(threads: int, load: float) -> dict[str, Any]:
+    """Return where, when and with what this was measured."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "command": f"python {Path(sys.argv[0]).name} {' '.join(Path(a).name for a in sys.argv[1:])}".strip(),
+        "date": date.today().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "machine": processor(),
+        "threads": threads,
+        "load_before": round(load, 2),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def processor() -> str:
+    """Return the processor's name and the number of cores."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def machine_slug() -> str:
+    """Return the processor's name as part of a file name."""
+    return "".join(c if c.isalnum() else "-" for c in processor().lower()).replace("--", "-").strip("-")
+
+
+def report(record: dict[str, Any]) -> str:
+    """Return the result as Markdown."""
+    lines = [
+        f"# A training step of the {record['model']} model on a CPU",
+        "",
+        f"{record['parameters']:,} parameters, one clip of {record['frames']} frames, {record['gflops']:.0f} GFLOP. "
+        f"{record['machine']}, {record['threads']} threads, load {record['load_before']} before; torch "
+        f"{record['torch']}; {record['date']}, commit {record['commit']}; `{record['command']}`.",
+        "",
+        "| | forward s | backward s | both s | optimizer s | peak resident GB |",
+        "|---|---|---|---|---|---|",
+        f"| fmri_scale (median of {len(record['steps']) - 1}) | {record['forward_s']:.3f} | {record['backward_s']:.3f} "
+        f"| {record['forward_s'] + record['backward_s']:.3f} | {record['optimizer_s']:.3f} "
+        f"| {record['peak_resident_gb']:.2f} |",
+    ]
+    if "published" in record:
+        forward, backward = record["published"]["forward_s"], record["published"]["backward_s"]
+        lines.append(f"| published code, mamba's reference scan | {forward} | {backward} | {forward + backward} | | |")
+        lines += ["", f"{record['times_faster']} times faster over both together."]
+    lines += ["", f"The first step took {record['first_step_s']:.2f} s."]
+    return "\n".join(lines) + "\n"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
