@@ -30,7 +30,7 @@ fmri-scale export "$out/run" --out "$out/release" --overwrite
 
 say "5/5  features of one run, from its NIfTI file and the release alone"
 first="$(find "$@" -name '*.nii*' ! -name '*mask*' ! -name '*T1w*' | sort | sed -n 1p)"
-fmri-scale features "$out/release" "$first" --out "$out/features.npz"
+fmri-scale features "$out/release" "$first" --out "$out/features.npz" --overwrite
 
 say "done; everything lies in $out"
 cat <<END
