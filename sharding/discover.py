@@ -178,9 +178,11 @@ def _read_table(table: Path) -> list[dict[str, str]]:
 
 
 def _read_parquet(table: Path) -> list[dict]:
-    import pyarrow as pa  # here, because reading images by name needs no pyarrow
-    import pyarrow.parquet as pq
-
+    try:  # here, because reading images by name needs no pyarrow
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError("reading parquet needs pyarrow: pip install pyarrow, or give a .tsv") from error
     try:
         return pq.read_table(table).to_pylist()
     except pa.ArrowException as error:

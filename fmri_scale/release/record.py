@@ -80,7 +80,7 @@ def _counts(corpus: dict[str, Any], folder: str) -> dict[str, dict[str, int]]:
         from sharding.corpus import open_corpus
 
         opened = open_corpus(folder, check_shards=False) if folder else None
-    except ShardingError:
+    except (ShardingError, ImportError):  # moved since, or an environment without pyarrow
         opened = None
     if opened is None or opened.corpus_id != corpus["corpus_id"]:
         return _counts_by_shard(corpus)

@@ -24,6 +24,7 @@ from sharding.errors import InputError
 from sharding.phantom import make_cohort
 from sharding.plan import BuildSettings
 from sharding.prepare import PreprocessingSettings, prepare_run
+from tests.helpers.slim import run_slim
 from tests.helpers.tiny_run import tiny_config, write_run
 
 NORMALISATIONS = ("run_z", "voxel_z", "frame_z", "none")
@@ -156,6 +157,17 @@ def test_command_writes_what_python_gives(model, releases, cohort, tmp_path, cap
     assert cli.main(command) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
+
+
+def test_command_needs_the_slim_core_only(model, releases, cohort, tmp_path):
+    body = """
+from fmri_scale import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    out = tmp_path / "features.npz"
+    run_slim(body, "features", releases["run_z"], cohort[0], "--out", out, "--device", "cpu")
+    with np.load(out) as found:
+        assert np.allclose(found["clip_features"], extract(model, [cohort[0]])[0].clips, rtol=1e-5, atol=1e-6)
 
 
 def test_command_names_the_runs_it_leaves_out(releases, cohort, tmp_path, capsys):

@@ -1,0 +1,49 @@
+"""Run Python in a process that has only the libraries a user of released models needs.
+
+Everything installed here that is not one of CORE, or required by one of them, cannot be imported there.
+"""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CORE = ("torch", "numpy", "nibabel", "safetensors", "nilearn", "omegaconf")
+OURS = {"fmri_scale", "sharding", "tests"}
+NEVER = {"triton"}
+"Required by CUDA builds of torch, but never by us."
+
+
+def forbidden_modules() -> list[str]:
+    """Return the top-level modules of all distributions outside the core and what it requires."""
+    allowed, waiting = set(), [_normal(name) for name in CORE]
+    while waiting:
+        name = waiting.pop()
+        if name in allowed or name in NEVER:
+            continue
+        try:
+            required = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        allowed.add(name)
+        waiting += [_normal(re.split(r"[ ;<>=!~\[(]", r, maxsplit=1)[0]) for r in required if "extra ==" not in r]
+    owners = importlib.metadata.packages_distributions()
+    return sorted(
+        module
+        for module, names in owners.items()
+        if module not in OURS | set(sys.stdlib_module_names) and not {_normal(n) for n in names} & allowed
+    )
+
+
+def run_slim(body: str, *args: object) -> str:
+    """Run a script in such a process; return what it printed."""
+    block = f"import sys\nfor name in {forbidden_modules()!r}: sys.modules[name] = None\n"
+    command = [sys.executable, "-c", block + body, *map(str, args)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[2])
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
