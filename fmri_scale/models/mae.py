@@ -68,11 +68,6 @@ class MaskTokens(nn.Module):
         return self.region if strategy == "region" else self.token
 
 
-def build(config: ModelConfig, seed: int = 0) -> "MaskedAutoencoder":
-    """Return the model that a run trains."""
-    return MaskedAutoencoder(config, seed)
-
-
 class MaskedAutoencoder(nn.Module):
     """Backbone, mask tokens and decoder of a configuration, with weights drawn from `seed`."""
 

@@ -90,6 +90,5 @@ def _cost(counts_RM: Tensor, place_R: Tensor) -> Tensor:
     filled_RM = counts_RM[order_R].cumsum(0)
     first_M = (2 * filled_RM < filled_RM[-1]).sum(0).clamp(max=len(order_R) - 1)
     deciding_R = order_R[first_M]
-    most = int(counts_RM.max()) + 1
     fullness_M = counts_RM[deciding_R, torch.arange(counts_RM.shape[1], device=counts_RM.device)]
-    return place_R[deciding_R] * most + (most - 1 - fullness_M)
+    return (place_R[deciding_R] << 32) - fullness_M
