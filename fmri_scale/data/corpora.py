@@ -4,6 +4,7 @@ Of a remote corpus the small files (corpus.json, mask, index) are copied into th
 and the corpus id; its shards stay where they are.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -113,13 +114,12 @@ def _open(place: str, config: DataConfig) -> Corpus:
     if "://" not in place:
         return open_corpus(place, check_shards=False)
     url = place.rstrip("/")
-    store = make_store(url.partition("://")[0], timeout_s(config))
     try:
-        folder = _copy_small_files(url, store, cache_folder(config) / "corpora")
+        store = make_store(url.partition("://")[0], timeout_s(config))
+        with contextlib.closing(store):
+            folder = _copy_small_files(url, store, cache_folder(config) / "corpora")
     except ReadFault as fault:
         raise DataError(f"{url}: not a corpus that can be read: {fault}") from fault
-    finally:
-        store.close()
     corpus = open_corpus(folder, check_shards=False)
     return RemoteCorpus(corpus.path, corpus.meta, corpus.mask, corpus.index, url)
 
@@ -157,11 +157,8 @@ def _look_at(corpus: Corpus, shard: dict[str, Any], config: DataConfig) -> str:
     place, expected = location(corpus, shard["name"]), int(shard["bytes"])
     try:
         if isinstance(corpus, RemoteCorpus):
-            store = make_store(place.partition("://")[0], timeout_s(config))
-            try:
+            with contextlib.closing(make_store(place.partition("://")[0], timeout_s(config))) as store:
                 size = store.size(place)
-            finally:
-                store.close()
         else:
             size = os.stat(place).st_size
     except OSError as error:

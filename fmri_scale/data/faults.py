@@ -37,7 +37,8 @@ class FaultLog:
     policy
         raise or substitute.
     max_fraction, max_clips
-        Budget: substitutes stop the run when they are more than max_clips and more than this share of all clips.
+        Budget: the substitutes of all ranks stop the run (agreement.check_ranks) when they are more than max_clips and
+        more than this share of all clips.
     quarantine
         File to which bad clips are appended; None writes none.
     """
@@ -67,11 +68,6 @@ class FaultLog:
             raise DataError(
                 f"{describe(clip)}; restore the shard, or set data.on_bad_sample=substitute to go on without it"
             )
-
-    def check_budget(self, consumed: int) -> None:
-        """Raise DataError with the list when this rank's substitutes are beyond the budget."""
-        if over_budget(len(self.bad), consumed, self.max_fraction, self.max_clips):
-            raise DataError(budget_message(self.bad, consumed, self.max_fraction))
 
 
 def over_budget(bad: int, consumed: int, max_fraction: float, max_clips: int) -> bool:

@@ -198,5 +198,15 @@ class Plan:
         return rows
 
 
+def share(first: int, batch: int, rank: int, world_size: int, turns: range) -> np.ndarray:
+    """Return the positions of one rank's micro-batches, int64 [turns, batch].
+
+    Turn m of all ranks together is the m-th run of batch * world_size positions from `first`; a rank has its part of
+    each. Reader or loader workers take turns, so any number of them, and of ranks, gives one order.
+    """
+    begins = first + (np.asarray(turns, np.int64) * world_size + rank) * batch
+    return begins[:, None] + np.arange(batch)
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

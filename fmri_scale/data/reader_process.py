@@ -1,9 +1,9 @@
 """A reader process: takes jobs from the training process, fills slots of the shared ring, answers with slot numbers.
 
 Started as `python -m fmri_scale.data.reader_process SOCKET RING DUMP` with three inherited file descriptors. Messages
-are lines of JSON: first the setup, then jobs; an answer for each job. It keeps no state but open files, so it may be
-killed and replaced at any time. It imports no torch, ignores the signals that stop training (the training process
-decides), writes its stacks to DUMP at SIGUSR1, and ends when its parent does.
+are lines of JSON: first the setup, answered when it is ready, then jobs, each with its answer. It keeps no state but
+open files, so it may be killed and replaced at any time. It imports no torch, ignores the signals that stop training
+(the training process decides), writes its stacks to DUMP at SIGUSR1, and ends when its parent does.
 """
 
 import faulthandler
@@ -104,6 +104,7 @@ def _receive(connection: socket.socket, parent: int, lines: queue.SimpleQueue) -
 
 
 def _serve(worker: Worker, connection: socket.socket, lines: queue.SimpleQueue) -> None:
+    connection.sendall(b'{"ready": true}\n')
     while (line := lines.get()) is not None:
         answer = worker.read(json.loads(line))
         try:

@@ -30,6 +30,9 @@ MOST_UNREAD_BYTES = 1 << 16
 MOST_LIVES = 3
 "Readers that may go down with one job."
 
+START_S = 60.0
+"Seconds a reader may take to start, which on a busy machine is long."
+
 DUMP_S = 2.0
 "Seconds a stuck reader gets to write its stacks, and a killed one to go."
 
@@ -41,7 +44,7 @@ class Reader:
         here, there = socket.socketpair()
         self.socket, self.jobs, self.unread = here, deque[tuple[Job, int]](), 0
         self._dump = os.memfd_create("fmri_scale_stacks", os.MFD_CLOEXEC)
-        self.heard = time.monotonic()
+        self.heard, self.ready = time.monotonic(), False
         self._rest = b""
         descriptors = [there.fileno(), ring.fd, self._dump]
         self.process = subprocess.Popen(
@@ -68,7 +71,11 @@ class Reader:
             return None
         self.heard = time.monotonic()
         *lines, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        answers = [json.loads(line) for line in lines]
+        if answers and not self.ready:
+            self.ready = True
+            return answers[1:]  # the first only says that it has started
+        return answers
 
     def stacks(self) -> str:
         """Return what the process says it is doing, and what the kernel says where it cannot."""
@@ -189,7 +196,8 @@ class ReaderPool:
         self._send_out()
 
     def _is_stuck(self, reader: Reader) -> bool:
-        return time.monotonic() - reader.heard > self._stall_timeout_s
+        patience = self._stall_timeout_s if reader.ready else max(self._stall_timeout_s, START_S)
+        return time.monotonic() - reader.heard > patience
 
     def _log_stuck(self, reader: Reader) -> None:
         pending = "; ".join(self._where(job) for job, _ in reader.jobs)

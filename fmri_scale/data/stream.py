@@ -20,7 +20,7 @@ from fmri_scale.data.batch import ClipBatch
 from fmri_scale.data.corpora import source_spec
 from fmri_scale.data.faults import BadClip, FaultLog
 from fmri_scale.data.pinning import pin
-from fmri_scale.data.plan import Clip, Clips, Order, Plan
+from fmri_scale.data.plan import Clip, Clips, Order, Plan, share
 from fmri_scale.data.request import Job, SlotLayout
 from fmri_scale.data.slots import Slots
 from fmri_scale.data.state import check_identity, clip_sum
@@ -152,7 +152,6 @@ class ClipStream:
         self.consumed_hash = (self.consumed_hash + added) % 2**64
         self.position += num_clips
         self.consumed += num_clips
-        self.faults.check_budget(self.position)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, what decides the order, and the running hash; the same on every rank."""
@@ -194,15 +193,13 @@ class ClipStream:
 
     def _look_up(self) -> None:
         """Ask the plan for the next micro-batches of this rank, many at once (1 us a clip instead of 10)."""
-        stride = self.micro_batch * self.world_size
         steps = max(1, LOOK_AHEAD // self.micro_batch)
-        first = self._looked_up + self.rank * self.micro_batch
-        positions = first + stride * np.arange(steps)[:, None] + np.arange(self.micro_batch)
+        positions = share(self._looked_up, self.micro_batch, self.rank, self.world_size, range(steps))
         clips = self.plan.clips(positions.ravel())
         for step in range(steps):
             here = slice(step * self.micro_batch, (step + 1) * self.micro_batch)
             self._ahead.append((positions[step], Clips(*(column[here] for column in clips))))
-        self._looked_up += stride * steps
+        self._looked_up += self.micro_batch * self.world_size * steps
 
     def _mend(self, micro: MicroBatch) -> Clips:
         """Return the clips that were read, each unreadable one replaced by policy; raise where that is the policy."""

@@ -11,6 +11,9 @@ from typing import NamedTuple
 from sharding.format import GRID_SHAPE, JSON_SUFFIX, NPY_HEADER_BYTES, SEGMENT_FRAMES, SUFFIXES, is_key
 
 BLOCK = 512
+LAST_RECORD = 1 << 16
+"Most bytes of zeros that end an archive (tar fills a record of 10,240)."
+
 VOXELS = GRID_SHAPE[0] * GRID_SHAPE[1] * GRID_SHAPE[2]
 LARGEST = {
     ".bold.npy": NPY_HEADER_BYTES + SEGMENT_FRAMES * VOXELS,
@@ -118,8 +121,9 @@ class _Stream:
 
     def expect_zeros(self) -> None:
         """Go to the end, where only the rest of the last record may stand."""
-        while part := self._next(1 << 20):
-            if bytes(part).strip(b"\0"):
+        end = self.offset
+        while part := self._next(LAST_RECORD):
+            if bytes(part).strip(b"\0") or self.offset > end + LAST_RECORD:
                 raise TarError(f"byte {self.offset}: bytes after the end of the archive")
 
     def _parts(self, size: int) -> Iterator[memoryview]:

@@ -11,6 +11,7 @@ shuffles, splitters and cache.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import xxhash
 
 from fmri_scale.config import DataConfig
 from fmri_scale.data.corpora import source_spec
-from fmri_scale.data.plan import Order, Plan
+from fmri_scale.data.plan import Order, Plan, share
 from fmri_scale.data.reading import ClipReader, ReadFault
 from fmri_scale.data.request import SlotLayout
 from fmri_scale.data.sources import make_source
@@ -76,23 +77,24 @@ class PlanSource(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = torch.utils.data.get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        return self.turns(info.id, info.num_workers) if info else self.turns(0, 1)
+
+    def turns(self, worker: int, workers: int) -> Iterator[dict[str, Any]]:
+        """Yield the clips of every `workers`-th micro-batch, beginning with number `worker`."""
         with_stats = self.config.normalisation == "voxel_z"
         frames = self.plan.order.num_frames
         layout = SlotLayout(self.batch, frames, self.table.num_voxels, with_stats, NPY_HEADER_BYTES)
         spec = source_spec(self.corpora, self.table, self.config)
         reader = ClipReader(make_source(spec), layout, self.config.verify, self.config.retries)
         try:
-            turn = worker
-            while True:
-                first = self.position + (turn * self.world_size + self.rank) * self.batch
-                yield from self._read(reader, first)
-                turn += workers
+            for turn in itertools.count(worker, workers):
+                turns = range(turn, turn + 1)
+                yield from self._read(reader, share(self.position, self.batch, self.rank, self.world_size, turns)[0])
         finally:
             reader.source.close()
 
-    def _read(self, reader: ClipReader, first: int) -> Iterator[dict[str, Any]]:
-        clips = self.plan.clips(np.arange(first, first + self.batch))
+    def _read(self, reader: ClipReader, positions: np.ndarray) -> Iterator[dict[str, Any]]:
+        clips = self.plan.clips(positions)
         views = reader.layout.views(np.empty(reader.layout.slot_bytes, np.uint8), self.batch)
         for place, request in enumerate(self.table.requests(clips.sample, clips.start_frame)):
             try:
@@ -107,21 +109,22 @@ class PlanSource(torch.utils.data.IterableDataset):
                 "__url__": self.table.shards[request.shard].name,
                 BOLD_SUFFIX[1:]: views.codes[place],
                 SCALE_SUFFIX[1:]: views.scale[place],
-                JSON_SUFFIX[1:]: {**facts, **whole, "position": first + place, "key": self.table.key(row)},
+                JSON_SUFFIX[1:]: {**facts, **whole, "position": int(positions[place]), "key": self.table.key(row)},
             }
             if views.stats is not None:
                 sample[STATS_SUFFIX[1:]] = views.stats[place]
             yield sample
 
 
-class ShardSource:
-    """Source stage: every sample of shard files, whole, in the order given; for other programs and for checks."""
+class ShardSource(torch.utils.data.IterableDataset):
+    """Source stage: every sample of shard files, whole, in the order given; workers take shards in turn."""
 
     def __init__(self, shards: Sequence[str | Path]) -> None:
         self.shards = [Path(shard) for shard in shards]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for shard in self.shards:
+        info = torch.utils.data.get_worker_info()
+        for shard in self.shards[info.id :: info.num_workers] if info else self.shards:
             yield from samples_of(shard)
 
 

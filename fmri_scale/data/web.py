@@ -60,7 +60,7 @@ class HttpStore:
                 raise answer.fault()
             length = answer.headers.get("Content-Length")
             if length is not None and int(length) != size:
-                raise ReadFault(f"{url}: {length} bytes, the corpus says {size}", final=True)
+                raise ReadFault(f"{url}: {length} bytes, the corpus says {size}")
             deadline = time.monotonic() + self._deadline_s(size)
             left = size
             while left:
@@ -68,7 +68,7 @@ class HttpStore:
                 left -= len(data)
                 yield data
             if answer.read_any():
-                raise ReadFault(f"{url}: more than the {size} bytes of the corpus", final=True)
+                raise ReadFault(f"{url}: more than the {size} bytes of the corpus")
 
     def whole(self, url: str, most: int) -> bytes:
         """Return an object of at most `most` bytes."""

@@ -1,7 +1,6 @@
 """The order of the data is a permutation per epoch, computed from the position alone."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,29 +9,8 @@ from fmri_scale.data.keyed import fold, key_of, mix64, permutation, permute_one,
 from fmri_scale.data.mixing import BLOCK
 from fmri_scale.data.plan import Order, Plan
 from fmri_scale.data.pool import clips_per_sample
-from fmri_scale.data.table import SampleTable, Shard
 from fmri_scale.errors import ConfigError, DataError
-
-
-def made_up_table(n_frames, datasets=1, samples_per_shard=3, seed=0) -> SampleTable:
-    """An index of samples that exist nowhere: shards belong to one dataset each."""
-    n_frames = np.asarray(n_frames, np.int16)
-    number = np.arange(n_frames.size)
-    dataset = (number * datasets // n_frames.size).astype(np.int16)
-    shard = (np.cumsum((number % samples_per_shard == 0) | (np.diff(dataset, prepend=0) > 0)) - 1).astype(np.int32)
-    keys = [f"d{d}__sub-{seed}-{i:05d}" for i, d in enumerate(dataset)]
-    return SampleTable(
-        columns={"n_frames": n_frames},
-        shard=shard,
-        dataset=dataset,
-        key_hash=np.array([key_of(seed, i) for i in number], np.uint64),
-        keys=pa.array(keys),
-        shards=[Shard(0, f"s-{i:06d}.tar", 0, "") for i in range(int(shard[-1]) + 1)],
-        datasets=[f"d{d}" for d in range(datasets)],
-        num_voxels=10,
-        corpus_ids=["made-up"],
-    )
-
+from tests.helpers.tables import made_up_table
 
 lengths = st.lists(st.integers(1, 128), min_size=1, max_size=40).filter(lambda n: max(n) >= 20)
 orders = st.builds(

@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fmri_scale.config import DataConfig
-from fmri_scale.data import ClipStream, validation_clips
+from fmri_scale.data import ClipStream, sample_table, validation_clips
+from fmri_scale.data.agreement import _notes, compare
+from fmri_scale.data.reading import ClipReader
 from fmri_scale.data.validation import weighted_mean
 from fmri_scale.errors import CheckpointError, ConfigError, DataError
 from sharding.corpus import open_corpus
@@ -63,36 +65,56 @@ def ids(batches):
     return [i for batch in batches for i in batch.clip_id.tolist()]
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_any_ranks_and_restarts_give_the_order_of_one_process(corpus, data):
-    batch = 12
+@pytest.fixture
+def reads(corpus, monkeypatch):
+    """The clips that are really read, as (row, start frame), in the order of reading; the index is made once."""
+    table = sample_table([corpus], "train")
+    monkeypatch.setattr("fmri_scale.data.stream.sample_table", lambda corpora, split: table)
+    log, read = [], ClipReader.read
+
+    def logged(self, request, views, place):
+        log.append((request.row, request.start_frame))
+        return read(self, request, views, place)
+
+    monkeypatch.setattr(ClipReader, "read", logged)
+    return log
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_ranks_and_restarts_give_three_epochs_in_the_order_of_one_process(corpus, reads, data):
+    batch = 48
     reference = stream(corpus, batch=batch)
-    expected = reference.plan.clips(np.arange(6 * batch)).clip_id.tolist()
+    size = reference.plan.pools[0].num_clips
+    expected = reference.plan.clips(np.arange(3 * size + 2 * batch))
     reference.close()
     state, seen = None, []
-    while len(seen) < len(expected):
-        world = data.draw(st.sampled_from([1, 2, 3, 4, 6, 12]))
-        micro = data.draw(st.sampled_from([m for m in (1, 2, 3) if batch % (m * world) == 0]))
-        steps = data.draw(st.integers(1, 3))
+    while len(seen) < 3 * size:
+        world = data.draw(st.sampled_from([1, 2, 3, 4, 6, 8, 12, 16]))
+        micro = data.draw(st.sampled_from([m for m in (1, 2, 3, 4) if batch % (m * world) == 0]))
         ranks = [stream(corpus, r, world, micro, batch) for r in range(world)]
+        reads.clear()
         for clips in ranks:
             if state:
                 clips.load_state_dict(json.loads(json.dumps(state)))
-        for _ in range(steps):
+        for _ in range(data.draw(st.integers(1, 2))):
             for _ in range(batch // (micro * world)):
                 seen += ids(next(clips) for clips in ranks)
             for clips in ranks:
                 clips.advance(batch)
-        ahead = data.draw(st.integers(0, 2))  # read, but no optimizer step was made with them
+        here = slice(len(seen) - len(reads), len(seen))
+        assert reads == list(zip(expected.sample[here], expected.start_frame[here], strict=True))
+        ahead = data.draw(st.integers(0, 2))  # handed out, but no optimizer step was made with them
         for clips in ranks:
             list(itertools.islice(clips, ahead))
-        states = [clips.state_dict() for clips in ranks]
-        assert all(s == states[0] for s in states)
-        state = states[0]
+        state = ranks[0].state_dict()
+        assert all(clips.state_dict() == state for clips in ranks)
+        compare([_notes(clips) for clips in ranks], 0.0, 0)
         for clips in ranks:
             clips.close()
-    assert seen[: len(expected)] == expected[: len(seen)]
+    assert seen == expected.clip_id[: len(seen)].tolist()
+    for epoch in range(3):
+        assert len(set(seen[epoch * size : (epoch + 1) * size])) == size
 
 
 def test_the_running_hash_is_that_of_an_unbroken_run(corpus):
