@@ -25,5 +25,9 @@ class LaunchError(FmriScaleError):
     """A distributed launch whose environment or resources do not add up."""
 
 
+class LostRankError(FmriScaleError):
+    """Another rank has gone or does not answer; nothing to mend here, starting again continues the run."""
+
+
 class TrainingError(FmriScaleError):
     """A run that cannot go on, such as one whose numbers are not finite any more."""

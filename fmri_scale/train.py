@@ -7,19 +7,23 @@
 
 Starting the same command again continues from the newest whole checkpoint. `fmri-scale config` lists all keys.
 Exit codes: 0 done; 2 something the user can mend, said in one line; 75 stopped by SIGTERM or SIGUSR1 after a
-checkpoint, start again; 130 Ctrl-C; 1 a defect of this program.
+checkpoint, start again; 130 Ctrl-C; 1 another rank was lost (start again) or a defect of this program.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if "TORCH_CPP_LOG_LEVEL" not in os.environ:  # else torch prints a C++ stack for each message to a lost rank
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 if not __package__:  # started by path: this folder's own modules must not hide others of the same name
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from fmri_scale.config import Config, load_config
-from fmri_scale.errors import ConfigError, FmriScaleError
+from fmri_scale.config import Config
+from fmri_scale.errors import ConfigError, FmriScaleError, LostRankError
 from fmri_scale.log import configure_logging, get_logger
+from fmri_scale.release.start import run_config, starter
 from fmri_scale.training import dist, launch
 from fmri_scale.training.signals import INTERRUPTED, StopRequest
 from sharding.errors import ShardingError
@@ -42,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = dist.start(place, config.engine.timeout_s)
         from fmri_scale.training import loop  # here, so that DeepSpeed is imported as `dist.start` wants it
 
-        return loop.run(config, place, device, stop)
+        begin = starter(config) if config.start_from else None
+        return loop.run(config, place, device, stop, begin)
     except (FmriScaleError, ShardingError) as error:
         if dist.announce(str(error)):
             print(f"train: {error}", file=sys.stderr, flush=True)
-        return 2
+        return 1 if isinstance(error, LostRankError) else 2
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
@@ -66,7 +71,7 @@ def read_arguments(arguments: Sequence[str]) -> Config:
         if item.startswith("-"):
             raise ConfigError(f"option {item!r}: expected YAML files and key=value, for example optim.lr=3e-4")
     files = [item for item in items if "=" not in item]
-    config = load_config(files, [item for item in items if "=" in item])
+    config = run_config(files, [item for item in items if "=" in item])
     for key, value in (("run_dir", config.run_dir), ("data.corpus", config.data.corpus)):
         if not value:
             raise ConfigError(f"{key} is not set: give it in a YAML file or as {key}=FOLDER")

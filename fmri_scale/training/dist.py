@@ -8,13 +8,15 @@ import logging
 import os
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fmri_scale.errors import LaunchError
+from fmri_scale.errors import FmriScaleError, LaunchError, LostRankError
 from fmri_scale.kernels.memory import reuse_freed_memory
+from fmri_scale.training.folder import read_status
 from fmri_scale.training.launch import Launch
 
 _REPORTED = "fmri_scale/error"
@@ -89,29 +91,45 @@ def announce(message: str) -> bool:
     """
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
-    from torch.distributed import distributed_c10d as c10d
-
-    store = c10d._get_default_store()
+    store = _store()
     try:
         first = store.add(f"{_REPORTED}/count", 1) == 1
         if first:
             store.set(_REPORTED, message)
-    except RuntimeError:  # the store lives in rank 0, which has gone before and has said why
-        return False
+    except RuntimeError:  # the store has gone with rank 0
+        return dist.get_rank() == 1
     return first
 
 
-def announced() -> str:
-    """Return the error another rank has announced, or that rank 0 is gone; empty if neither."""
+def explain(error: RuntimeError, run_dir: Path) -> FmriScaleError | None:
+    """Return why a collective operation failed: another rank's own error, or its loss; None for any other error.
+
+    Parameters
+    ----------
+    run_dir : where rank 0 leaves its error in status.json before it goes.
+    """
+    if not dist.is_initialized() or not _is_communication(error):
+        return None
+    try:
+        told = _store().get(_REPORTED).decode() if _store().check([_REPORTED]) else ""
+    except RuntimeError:
+        status = read_status(run_dir)
+        told = status["message"] if status.get("state") == "failed" and status.get("exit_code") == 2 else ""
+    if told:
+        return LaunchError(told)
+    reason = str(error).splitlines()[0].partition("] ")[2].partition(". ")[0] or type(error).__name__
+    return LostRankError(f"lost another rank ({reason}); start the same command again to continue")
+
+
+def _is_communication(error: RuntimeError) -> bool:
+    """NCCL and the store raise DistError; gloo raises RuntimeError with its source file in the text."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def _store() -> Any:
     from torch.distributed import distributed_c10d as c10d
 
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return ""
-    store = c10d._get_default_store()
-    try:
-        return store.get(_REPORTED).decode() if store.check([_REPORTED]) else ""
-    except RuntimeError:
-        return "rank 0 is gone; its messages say why"
+    return c10d._get_default_store()
 
 
 def exchange(values: list[float], device: torch.device) -> list[list[float]]:

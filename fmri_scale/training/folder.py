@@ -8,6 +8,7 @@ checkpoints/      see checkpoint/layout.py       wandb/            W&B's own fil
 """
 
 import fcntl
+import json
 import os
 import socket
 import time
@@ -93,6 +94,12 @@ class Status:
         if self._writes:
             content = {"state": state, "step": step, **self._fixed, "updated": _now(), **more}
             files.write_json(self._path, content, durable=False)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Return status.json of a run, empty before the first."""
+    path = run_dir / STATUS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _now() -> str:

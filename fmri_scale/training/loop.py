@@ -5,6 +5,7 @@ step.py (one optimizer step), build.py (the engine), folder.py (the run's folder
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,7 +14,7 @@ import torch
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
 from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
-from fmri_scale.errors import FmriScaleError, LaunchError, TrainingError
+from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
 from fmri_scale.log import ROOT, configure_logging, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
 from fmri_scale.training.folder import Status
@@ -31,9 +32,12 @@ from sharding.errors import ShardingError
 
 log = get_logger(__name__)
 
+Begin = Callable[[torch.nn.Module], None]
+"Gives a new run's model its first weights, in place."
 
-def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest) -> int:
-    """Train to the last step, or until a signal or an error; return the exit code.
+
+def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest, begin: Begin | None = None) -> int:
+    """Train to the last step, or until a signal or an error; return the exit code. `begin` sets the first weights.
 
     Raises
     ------
@@ -49,24 +53,18 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest)
     code = 1
     try:
         status.write("starting", 0)
-        trainer = Trainer(config, launch, device, stop, status)
+        trainer = Trainer(config, launch, device, stop, status, begin)
         code = trainer.train()
         return code
-    except (FmriScaleError, ShardingError, OSError) as error:
-        code = 2
+    except Exception as error:
         log.debug("stopped by", exc_info=True)
-        if isinstance(error, OSError):  # a full disk, a folder that has gone
-            error = TrainingError(f"{error.filename or run_dir}: {error.strerror or error}")
-        status.write("failed", trainer.step if trainer else 0, exit_code=2, message=str(error))
-        raise error from error.__cause__
-    except BaseException as error:
-        told = dist.announced() if isinstance(error, RuntimeError) else ""
-        code = 2 if told else 1
-        status.write("failed", trainer.step if trainer else 0, exit_code=code, message=told or repr(error))
-        if told:  # a collective failed because the other side has stopped for a reason of its own
-            log.error("another rank has stopped: %s", told)
-            raise LaunchError(told) from error
-        raise
+        plain = _plain(error, run_dir)
+        code = 1 if plain is None or isinstance(plain, LostRankError) else 2
+        message = repr(error) if plain is None else str(plain)
+        status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
+        if plain is None or plain is error:
+            raise
+        raise plain from error
     finally:
         if trainer:
             trainer.close(code)
@@ -74,10 +72,27 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest)
             file.close()
 
 
+def _plain(error: Exception, run_dir: Path) -> FmriScaleError | ShardingError | None:
+    """Return an error as one that can be said in a line; None for a defect of this program."""
+    if isinstance(error, FmriScaleError | ShardingError):
+        return error
+    if isinstance(error, OSError):  # a full disk, a folder that has gone
+        return TrainingError(f"{error.filename or run_dir}: {error.strerror or error}")
+    return dist.explain(error, run_dir) if isinstance(error, RuntimeError) else None
+
+
 class Trainer:
     """Everything one rank needs to train, and how far it has come."""
 
-    def __init__(self, config: Config, launch: Launch, device: torch.device, stop: StopRequest, status: Status) -> None:
+    def __init__(
+        self,
+        config: Config,
+        launch: Launch,
+        device: torch.device,
+        stop: StopRequest,
+        status: Status,
+        begin: Begin | None = None,
+    ) -> None:
         self.config, self.launch, self.device, self.stop, self.status = config, launch, device, stop, status
         self.run_dir, self.main = Path(config.run_dir), launch.rank == 0
         self.corpora = open_corpora(config.data, check_shards=False)
@@ -88,6 +103,8 @@ class Trainer:
         rng.seed(config.seed, launch.rank, config.engine.deterministic)
         self.model = build.build_model(config)
         state = build.check_checkpoint(checkpoint, config, self.model, launch.world_size) if checkpoint else None
+        if begin and not state:
+            begin(self.model)
         self.stream = self._open_stream(state)
         check_ranks(self.stream)
         self.prepare = ClipInput(config, self.corpora, device)
