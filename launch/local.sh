@@ -23,7 +23,7 @@ eval "$plan"
 
 case "${LAUNCHER:-deepspeed}" in
 deepspeed)
-    command=(deepspeed --num_gpus "$ranks" --master_port "$port" --no_local_rank "$root/fmri_scale/train.py" "$config")
+    command=(deepspeed --num_gpus "$ranks" --master_port "$port" --quiet --no_local_rank "$root/fmri_scale/train.py" "$config")
     ;;
 torchrun)
     command=(torchrun --nproc-per-node "$ranks" --master-port "$port" "$root/fmri_scale/train.py" "$config")

@@ -35,7 +35,7 @@ eval "$plan"
 # The supervisor reaches the ranks of all machines at once (DeepSpeed's launcher stops them one after the other,
 # and those on other machines not at all), ends the run when a machine dies, and leaves no process anywhere.
 supervise=(python -m fmri_scale.training.supervise run --env-file "$env_file" --hostfile "$HOSTFILE")
-launcher=(deepspeed --hostfile "$HOSTFILE" --master_port "$port" --no_local_rank)
+launcher=(deepspeed --hostfile "$HOSTFILE" --master_port "$port" --quiet --no_local_rank)
 
 if [ "${PREFLIGHT:-1}" = 1 ]; then
     "${supervise[@]}" --grace 10 -- "${launcher[@]}" --module fmri_scale doctor "$config"

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import slurm_files
+from tests.multinode import slurm_files
 
 NETWORK = "10.83.7"
 PROGRAMS = ("ip", "setpriv", "unshare", "nsenter", "sshd", "ssh-keygen", "pdsh")

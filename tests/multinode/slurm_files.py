@@ -36,7 +36,7 @@ def _slurm_conf(folder: Path, names: list[str], addresses: list[str]) -> str:
         "SlurmUser": "root",
         "SlurmdUser": "root",
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={SOCKET}",
+        "AuthInfo": f"socket={SOCKET},cred_expire=10",  # also the pause before a requeued job, 120 s by default
         "MpiDefault": "none",
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",
@@ -47,7 +47,6 @@ def _slurm_conf(folder: Path, names: list[str], addresses: list[str]) -> str:
         "ReturnToService": "2",
         "JobRequeue": "1",
         "KillWait": "40",
-        "SchedulerParameters": "requeue_delay=1",
         "SlurmdTimeout": "20",
         "StateSaveLocation": f"{folder}/state",
         "SlurmdSpoolDir": f"{folder}/spool.%n",

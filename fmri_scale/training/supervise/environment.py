@@ -5,6 +5,7 @@ shell rules of its own, into the command line that ssh runs on every node. So: a
 quotes and dollar signs change their meaning on the way, and every user of a node can read the values in `ps`.
 """
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -28,6 +29,11 @@ PASSED_NAMES = (
 OWN = ("CUDA_VISIBLE_DEVICES", "FMRI_SCALE_TORCH_INDEX")
 "Variables that the launcher sets for each rank, or that mean nothing to one."
 SECRET = re.compile(r"(^|_)(API_KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)($|_)|ACCESS_KEY", re.IGNORECASE)
+_OLD_RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE",
+    "TORCH_FR_DUMP_TEMP_FILE": "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+}
+"Names of the flight recorder's settings before torch 2.9, which warns of them since."
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNSAFE = re.compile(r"[\"$`\\%]")
 "The shell's, and pdsh's: it replaces %h, %n and %u."
@@ -40,17 +46,16 @@ def defaults(run_dir: Path, ranks_per_node: int) -> dict[str, str]:
     ----------
     ranks_per_node : processes that share the cores of a machine.
     """
-    trace = str(run_dir / "logs" / "collectives_")
+    recorder = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": str(run_dir / "logs" / "collectives_")}
+    if _torch_version() < (2, 9):
+        recorder = {_OLD_RECORDER[name]: value for name, value in recorder.items()}
     return {
         "NCCL_DEBUG": "WARN",  # its errors name the link and the peer
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks_per_node)),  # torch takes all cores per rank
         "PYTHONFAULTHANDLER": "1",  # a crash in C++ prints the Python stack
         "PYTHONUNBUFFERED": "1",
-        "TORCH_FR_BUFFER_SIZE": "2000",  # NCCL's last collectives, written where one of them does not return
+        **recorder,  # NCCL's last collectives, written down where one of them does not return
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
-        "TORCH_FR_DUMP_TEMP_FILE": trace,
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # the same two by their names before torch 2.9
-        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": trace,
     }
 
 
@@ -108,6 +113,11 @@ def write(path: Path, variables: Mapping[str, str]) -> Path:
 def read(path: Path) -> dict[str, str]:
     """Return the variables of a file made by `write`."""
     return parse(path.read_text().rstrip("\n").split("\n"))
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = importlib.metadata.version("torch").split(".")[:2]
+    return int(major), int(minor)
 
 
 def _is_passed(name: str) -> bool:
