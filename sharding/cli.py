@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 a corpus was made but some runs could not be used; 2 nothi
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -50,13 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except ShardingError as error:
         print(f"fmri-shards {args.command}: {error}", file=sys.stderr)
         return 2
     except _Terminated:
         print(f"fmri-shards {args.command}: terminated; start it again to go on", file=sys.stderr)
         return 143
+    except BrokenPipeError:  # the reader of our output has left, as head does; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(f"fmri-shards {args.command}: interrupted; start it again to go on", file=sys.stderr)
         return 130

@@ -14,7 +14,7 @@ import numpy as np
 MEMORY_BYTES = 160 * 2**20
 "Largest series kept in memory: a segment of 128 frames of the whole mask fits."
 
-CHUNK_FRAMES = 32
+CHUNK_FRAMES = 16
 "Frames of a chunk; fixed, because the order of sums depends on it."
 
 

@@ -188,6 +188,19 @@ def test_inspect_says_what_the_files_hold(tmp_path: Path, capsys: pytest.Capture
             assert "a person is never divided" in said
 
 
+def test_reader_that_leaves_early_causes_no_traceback(tmp_path: Path) -> None:
+    save(head(), tmp_path / "in")
+    program = "import sys; from sharding.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "build", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=300) == 141
+    assert (tmp_path / "out" / "corpus.json").is_file()
+
+
 def test_help_of_every_command_has_an_example_and_needs_no_libraries() -> None:
     for command, expected in (("build", "fmri-shards build derivatives"), ("phantom", "fmri-shards phantom cohort")):
         program = (
