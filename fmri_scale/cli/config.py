@@ -8,8 +8,9 @@ import argparse
 
 import yaml
 
-from fmri_scale.config import load_config, to_dict
+from fmri_scale.config import to_dict
 from fmri_scale.config.reference import reference
+from fmri_scale.release.start import run_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,5 +25,5 @@ def run(args: argparse.Namespace) -> int:
         return 0
     files = [item for item in args.items if "=" not in item]
     overrides = [item for item in args.items if "=" in item]
-    print(yaml.safe_dump(to_dict(load_config(files, overrides)), sort_keys=False), end="")
+    print(yaml.safe_dump(to_dict(run_config(files, overrides)), sort_keys=False), end="")
     return 0

@@ -23,26 +23,34 @@ from fmri_scale.errors import ConfigError
 T = typing.TypeVar("T")
 
 
-def load_config(files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    files: Sequence[str | Path] = (), overrides: Sequence[str] = (), base: dict[str, Any] | None = None
+) -> Config:
     """Return the checked configuration of a run.
 
     Parameters
     ----------
     files : YAML files, merged left to right.
     overrides : strings `section.key=value`.
+    base : values that stand where neither files nor overrides say otherwise, instead of the schema's.
 
     Raises
     ------
     ConfigError : unreadable file, unknown key, wrong type, or values that do not fit together.
     """
-    config = load_typed(Config, files, overrides)
+    config = load_typed(Config, files, overrides, base)
     check(config)
     return config
 
 
-def load_typed(schema: type[T], files: Sequence[str | Path] = (), overrides: Sequence[str] = ()) -> T:
+def load_typed(
+    schema: type[T],
+    files: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
+    base: dict[str, Any] | None = None,
+) -> T:
     """Fill any schema of dataclasses in the same way, without the checks that belong to `Config`."""
-    merged = OmegaConf.structured(schema)
+    merged = _merge(schema, OmegaConf.structured(schema), base or {}, "defaults")
     for file in files:
         for path, content in _with_includes(Path(file), ()):
             merged = _merge(schema, merged, content, str(path))

@@ -231,6 +231,8 @@ class Config:
     "Folder of the run: checkpoints, metrics, logs."
     seed: int = 0
     "Seed of weights, data order and masks."
+    start_from: str = ""
+    "Release (folder or organisation/name) that gives weights, model.* and data.normalisation; empty: the seed does."
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -121,6 +121,7 @@ def _training(record: dict[str, Any]) -> str:
         return "Not recorded: the weights were imported (see import.json)."
     optim, curve = record["config"]["optim"], record["loss_curve"]
     facts = {
+        "Weights before": _origin(record["started_from"]),
         "Optimizer steps": f"{record['steps']:,}",
         "Clips, frames seen": f"{record['clips']:,}, {record['frames']:,}",
         "Global batch": optim["global_batch"],
@@ -135,6 +136,10 @@ def _training(record: dict[str, Any]) -> str:
         "Software": ", ".join(f"{k} {v}" for k, v in record["software"].items()),
     }
     return _table(facts) + "\n\nThe configuration, the loss curve and all figures are in `training.json`."
+
+
+def _origin(start: dict[str, Any]) -> str:
+    return f"release `{start['release'][:12]}` ({start['source']})" if start else "random, from the seed"
 
 
 def _evaluation(record: dict[str, Any]) -> str:

@@ -14,11 +14,12 @@ from fmri_scale import __version__
 from fmri_scale.checkpoint import CheckpointDir, TrainingState, layout
 from fmri_scale.config import Config, to_dict
 from fmri_scale.errors import CheckpointError
+from fmri_scale.release.hub import is_name
 from sharding.errors import ShardingError
 
 CURVE_POINTS = 400
 "Most points of the loss curve that are kept; each is the mean over its part of the run."
-PLACES = ("run_dir", "data.corpus", "data.more_corpora", "data.cache_dir", "mask.atlas", "mask.labels")
+PLACES = ("run_dir", "start_from", "data.corpus", "data.more_corpora", "data.cache_dir", "mask.atlas", "mask.labels")
 "Configuration keys that hold paths of the training machine; of these the last part stays."
 
 
@@ -33,13 +34,15 @@ def training_record(
     config, state : as read from it.
     corpus : its `corpus.json`.
     """
-    rows = _rows(checkpoint.path.parent.parent / "metrics.jsonl", state.step)
+    run_dir = checkpoint.path.parent.parent
+    rows = _rows(run_dir / "metrics.jsonl", state.step)
     return {
         "steps": state.step,
         "clips": state.clips,
         "frames": state.clips * config.model.num_frames,
         "skipped": state.guards,
         "world_size": state.world_size,
+        "started_from": _start(run_dir / "start.json"),
         "config": _without_paths(to_dict(config)),
         "data": corpus_facts(corpus, config.data.corpus, config.data.split),
         "throughput": _throughput(rows),
@@ -148,8 +151,22 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
         for section in sections:
             part = part[section]
         value = part[key]
-        part[key] = [Path(v).name for v in value] if isinstance(value, list) else Path(value).name
+        part[key] = [_bare(v) for v in value] if isinstance(value, list) else _bare(value)
     return config
+
+
+def _bare(place: str) -> str:
+    """Return the last part of a path; a name on the hub stays whole."""
+    return place if is_name(place) and not Path(place).exists() else Path(place).name
+
+
+def _start(path: Path) -> dict[str, Any]:
+    """Return which release a run started from (`start.json`), empty where it began with random weights."""
+    try:
+        content = json.loads(path.read_text())
+        return {"source": _bare(content["source"]), "release": content["release"], "new": content["new"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read_corpus(checkpoint: CheckpointDir) -> dict[str, Any]:
