@@ -10,6 +10,7 @@ import math
 import netrc
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,8 @@ from fmri_scale.log import get_logger
 log = get_logger(__name__)
 
 METRICS = "metrics.jsonl"
+_PATIENCE_S = 30.0
+"Seconds W&B may take to start."
 
 
 class Tracker(Protocol):
@@ -54,14 +57,18 @@ class NullTracker:
 
 
 class WandbTracker:
-    """A W&B run, online or offline, under an id that survives resumes."""
+    """A W&B run, online or offline, under an id that survives resumes.
+
+    W&B raises errors of many kinds, its service being a process of its own that can die; none is worth a run. After
+    the first one nothing more is sent.
+    """
 
     def __init__(self, config: Config, mode: str, run_id: str) -> None:
         import wandb
 
         run_dir = Path(config.run_dir)
         self.run_id = run_id or secrets.token_hex(4)
-        self._wandb = wandb
+        self._wandb, self._lost = wandb, False
         self._run = wandb.init(
             project=config.log.wandb_project,
             name=config.log.wandb_name or run_dir.resolve().name,
@@ -70,22 +77,31 @@ class WandbTracker:
             dir=str(run_dir),
             mode="online" if mode == "online" else "offline",
             config=to_dict(config),
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE_S),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
     def log(self, row: dict[str, Any]) -> None:
         """Send one row."""
-        self._run.log(row)
+        self._try(lambda: self._run.log(row))
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Send a picture."""
-        self._run.log({name: self._wandb.Image(str(path)), "step": step})
+        self._try(lambda: self._run.log({name: self._wandb.Image(str(path)), "step": step}))
 
     def close(self, exit_code: int) -> None:
         """End the run at W&B."""
-        self._run.finish(exit_code=exit_code)
+        self._try(lambda: self._run.finish(exit_code=exit_code))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self._lost:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._lost = True
+            log.warning("W&B is lost (%s); metrics go on in %s", _first_line(error), METRICS)
 
 
 def wandb_mode(wanted: str) -> str:
@@ -100,16 +116,23 @@ def start_tracker(config: Config, run_id: str) -> Tracker:
     mode = wandb_mode(config.log.wandb)
     if mode == "off":
         return NullTracker(run_id)
-    import wandb
-
+    run_id = run_id or secrets.token_hex(4)
     try:
         return WandbTracker(config, mode, run_id)
-    except (wandb.Error, OSError) as error:
-        if mode == "offline":
-            log.warning("W&B cannot start (%s); metrics go to %s only", str(error).splitlines()[0], METRICS)
-            return NullTracker(run_id)
-        log.warning("W&B is not reachable (%s); logging offline: wandb sync sends it later", str(error).splitlines()[0])
-        return WandbTracker(config, "offline", run_id)
+    except Exception as error:
+        log.warning("W&B cannot start %s (%s)", mode, _first_line(error))
+    if mode == "online":
+        import wandb
+
+        wandb.teardown()  # else its service still holds the run's id
+        try:
+            tracker = WandbTracker(config, "offline", run_id)
+        except Exception as error:
+            log.warning("W&B cannot start offline either (%s)", _first_line(error))
+        else:
+            log.warning("W&B logs offline; send it later with: wandb sync %s/wandb/offline-*", config.run_dir)
+            return tracker
+    return NullTracker(run_id)
 
 
 class MetricsFile:
@@ -150,6 +173,10 @@ def _rows_until(path: Path, step: int) -> list[str]:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _has_netrc_key() -> bool:

@@ -47,7 +47,12 @@ def test_wandb_is_online_only_with_a_key(monkeypatch, tmp_path):
     assert metrics.wandb_mode("offline") == "offline"
 
 
-def test_offline_wandb_keeps_its_id_over_a_resume(monkeypatch, tmp_path):
+def lost_service(row: dict) -> None:
+    raise BrokenPipeError("broken pipe")
+
+
+def test_offline_wandb_keeps_its_id_over_a_resume(monkeypatch, caplog, tmp_path):
+    """And a run goes on, with one warning, when W&B's service is lost in the middle of it."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     config = Config(run_dir=str(tmp_path / "run"))
@@ -56,8 +61,19 @@ def test_offline_wandb_keeps_its_id_over_a_resume(monkeypatch, tmp_path):
     for step in (1, 2):
         tracker = metrics.start_tracker(config, ids[0] if ids else "")
         tracker.log({"step": step, "loss": 1.0})
-        tracker.close(0)
+        assert isinstance(tracker, metrics.WandbTracker)
+        if step == 1:
+            tracker.close(0)
+        else:
+            with monkeypatch.context() as patch:
+                patch.setattr(tracker._run, "log", lost_service)
+                with caplog.at_level("WARNING", logger="fmri_scale"):
+                    tracker.log({"step": 3})
+                    tracker.log({"step": 4})
+                    tracker.close(0)
+            tracker._run.finish()
         ids.append(tracker.run_id)
+    assert caplog.text.count("W&B is lost (broken pipe)") == 1
     assert ids[0] == ids[1] != ""
     files = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
     assert files

@@ -13,11 +13,12 @@ import torch
 
 from fmri_scale.config import Config, OptimConfig
 from fmri_scale.errors import CheckpointError, ConfigError, LaunchError, TrainingError
-from fmri_scale.training import folder, rng
+from fmri_scale.training import build, folder, rng
 from fmri_scale.training.ds_config import MOST_BUCKET, accumulation, deepspeed_config
 from fmri_scale.training.guards import BadSteps, poison
 from fmri_scale.training.schedule import learning_rate
 from fmri_scale.training.signals import INTERRUPTED, REQUEUE, StopRequest, exit_code
+from tests.helpers.tiny_run import tiny_config, write_run
 
 
 def test_rate_warms_up_then_falls_to_the_floor():
@@ -157,3 +158,31 @@ def test_folder_that_cannot_be_made_is_a_configuration_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         folder.take(tmp_path / "file" / "run")
+
+
+def test_resume_finds_the_newest_or_refuses(tmp_path):
+    config = Config(run_dir=str(tmp_path / "run"))
+    assert folder.find_checkpoint(config) is None
+    write_run(tmp_path / "run", step=3)
+    (tmp_path / "run" / "checkpoints" / "step_00000009.tmp").mkdir()
+    found = folder.find_checkpoint(config)
+    assert found is not None
+    assert found.step == 3
+    assert not (tmp_path / "run" / "checkpoints" / "step_00000009.tmp").exists()
+    config.checkpoint.resume = "never"
+    with pytest.raises(CheckpointError, match=r"up to step 3; choose a new run_dir or checkpoint\.resume=auto"):
+        folder.find_checkpoint(config)
+
+
+def test_what_sharding_would_lose_is_refused():
+    """DeepSpeed restores neither buffers nor frozen parameters from every checkpoint."""
+    model = build.build_model(tiny_config())
+    model.backbone.register_buffer("passing", torch.zeros(1), persistent=False)
+    build._refuse_what_sharding_loses(model)
+    model.backbone.register_buffer("lasting", torch.zeros(1))
+    with pytest.raises(AssertionError, match=r"backbone\.lasting"):
+        build._refuse_what_sharding_loses(model)
+    frozen = build.build_model(tiny_config())
+    next(frozen.parameters()).requires_grad_(False)
+    with pytest.raises(AssertionError, match="frozen"):
+        build._refuse_what_sharding_loses(frozen)
