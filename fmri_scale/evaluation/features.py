@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from fmri_scale.errors import DataError
 from fmri_scale.release import Pretrained
 from sharding.discover import RunSource, find_runs
 from sharding.keys import run_label
-from sharding.prepare import PreparedRun, prepare_run
+from sharding.prepare import prepare_run
 
 Progress = Callable[[int, int], None]
 "Told how many clips of a run are done, of how many."
@@ -37,7 +38,8 @@ class RunFeatures:
     start_frames : int64 `[N]`, first frame of each clip, counted at the spacing `tr`.
     tr : spacing of frames in s, after resampling.
     frames : frames of the run after resampling; those after the last whole clip are not used.
-    space : what says that the run is in MNI152 space (file name, header, overlap, assumed).
+    space : what says that the run is in MNI152 space (file name, header, overlap, assumed; or corpus).
+    tokens : float32 `[N, L, E]`, a vector for each of L places of the latent map (mean over time), where asked for.
     """
 
     file: Path
@@ -47,6 +49,7 @@ class RunFeatures:
     tr: float
     frames: int
     space: str
+    tokens: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -91,8 +94,9 @@ def extract_run(
     stride: int | None = None,
     assume_mni: bool = False,
     progress: Progress = lambda done, total: None,
+    tokens: bool = False,
 ) -> RunFeatures:
-    """Embed one run; parameters as for `extract`."""
+    """Embed one run; parameters as for `extract`, and `tokens`: also a vector for each place."""
     preprocessing = model.preprocessing
     run = prepare_run(
         source.path,
@@ -109,11 +113,27 @@ def extract_run(
                 f"{source.path}: {run.num_frames} frames of {run.tr:g} s are fewer than the {preprocessing.num_frames} "
                 "of the model's clip; give a longer run"
             )
-        rows = []
-        for volume in clip_volumes(model, run, starts, batch_size):
-            rows.append(_encode(model, volume))
-            progress(sum(map(len, rows)), starts.size)
-    return RunFeatures(source.path, run_label(source), np.concatenate(rows), starts, run.tr, run.num_frames, run.space)
+        clips, places = encode_clips(model, run, starts, batch_size, tokens, progress)
+    return RunFeatures(source.path, run_label(source), clips, starts, run.tr, run.num_frames, run.space, places)
+
+
+def encode_clips(
+    model: Pretrained,
+    run: "CodedRun",
+    starts: np.ndarray,
+    batch_size: int = 1,
+    tokens: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the vector of each clip, float32 `[N, E]`, and of each of its places, `[N, L, E]` or None."""
+    rows, places = [], []
+    for volume in clip_volumes(model, run, starts, batch_size):
+        pooled, latent = _encode(model, volume, tokens)
+        rows.append(pooled)
+        if latent is not None:
+            places.append(latent)
+        progress(sum(map(len, rows)), len(starts))
+    return np.concatenate(rows), np.concatenate(places) if tokens else None
 
 
 def clip_starts(num_frames: int, clip_frames: int, stride: int | None = None) -> np.ndarray:
@@ -124,7 +144,25 @@ def clip_starts(num_frames: int, clip_frames: int, stride: int | None = None) ->
     return np.arange(0, num_frames - clip_frames + 1, step, dtype=np.int64)
 
 
-def clip_volumes(model: Pretrained, run: PreparedRun, starts: np.ndarray, batch_size: int) -> Iterator[torch.Tensor]:
+class CodedRun(Protocol):
+    """What a run must give to be cut into clips: a `PreparedRun`, or a run of a corpus."""
+
+    @property
+    def scale(self) -> np.ndarray: ...
+    @property
+    def stats(self) -> np.ndarray: ...
+    @property
+    def unit(self) -> float: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def sd(self) -> float: ...
+    @property
+    def background(self) -> float: ...
+    def segment(self, start: int, stop: int) -> np.ndarray: ...
+
+
+def clip_volumes(model: Pretrained, run: CodedRun, starts: np.ndarray, batch_size: int) -> Iterator[torch.Tensor]:
     """Yield normalised clips as the model takes them, `[up to batch_size, 1, X, Y, Z, T]` on its device."""
     place = torch.from_numpy(np.flatnonzero(model.mask).astype(np.int64)).to(model.device)
     size = model.config.image_size
@@ -133,7 +171,7 @@ def clip_volumes(model: Pretrained, run: PreparedRun, starts: np.ndarray, batch_
         yield decode(batch.to(model.device), model.preprocessing.normalisation, place, size)
 
 
-def clip_batch(run: PreparedRun, starts: np.ndarray, clip_frames: int) -> ClipBatch:
+def clip_batch(run: CodedRun, starts: np.ndarray, clip_frames: int) -> ClipBatch:
     """Return clips of a prepared run as the loader would hand them over, codes int8 `[B, T, V]`."""
     codes = np.stack([run.segment(start, start + clip_frames) for start in starts.tolist()])
     clips = len(starts)
@@ -154,7 +192,7 @@ def clip_batch(run: PreparedRun, starts: np.ndarray, clip_frames: int) -> ClipBa
         epoch=zeros,
         position=zeros,
         start_frame=torch.from_numpy(starts),
-        keys=[str(run.info.path)] * clips,
+        keys=[""] * clips,
         valid=torch.ones(clips, dtype=torch.bool),
     )
 
@@ -164,7 +202,8 @@ def save_features(runs: Sequence[RunFeatures], model: Pretrained, path: Path, ov
 
     It holds `clip_features` [N, E], `clip_run` [N] (row of the run), `clip_start_frame` [N], `clip_start_s` [N];
     `run_features` [R, E] (means over clips), `run_key`, `run_file`, `run_tr`, `run_frames`, `run_space` [R]; and
-    `clip_frames`, `normalisation`, `release` (the digest of the model's release).
+    `clip_frames`, `normalisation`, `release` (the digest of the model's release); and, where runs have them,
+    `clip_tokens` [N, L, E].
     """
     check_output(path, overwrite)
     counts = [len(run.clips) for run in runs]
@@ -183,6 +222,9 @@ def save_features(runs: Sequence[RunFeatures], model: Pretrained, path: Path, ov
         "normalisation": np.array(model.preprocessing.normalisation),
         "release": np.array(model.identity),
     }
+    held = [run.tokens for run in runs if run.tokens is not None]
+    if held:
+        arrays["clip_tokens"] = np.concatenate(held)
     aside = path.with_name(f".{path.name}.partial.{os.getpid()}")
     try:
         with aside.open("wb") as file:
@@ -207,8 +249,12 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 @torch.inference_mode()
-def _encode(model: Pretrained, volume: torch.Tensor) -> np.ndarray:
-    return model.features(volume).float().cpu().numpy()
+def _encode(model: Pretrained, volume: torch.Tensor, tokens: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    if not tokens:
+        return model.features(volume).float().cpu().numpy(), None
+    latent = model(volume).float()
+    places = latent.mean(dim=-1).flatten(2).transpose(1, 2)
+    return latent.flatten(2).mean(dim=-1).cpu().numpy(), places.cpu().numpy()
 
 
 def _texts(items: Iterable[str]) -> np.ndarray:

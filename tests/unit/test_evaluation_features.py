@@ -14,6 +14,7 @@ from fmri_scale import cli
 from fmri_scale.config import DataConfig
 from fmri_scale.data import decode, validation_clips
 from fmri_scale.errors import DataError
+from fmri_scale.evaluation.corpus_features import corpus_runs
 from fmri_scale.evaluation.features import clip_batch, clip_starts, clip_volumes, extract, save_features
 from fmri_scale.release import Pretrained
 from fmri_scale.release.export import ExportSettings, export
@@ -247,3 +248,29 @@ def test_the_corpus_of_the_release_is_the_one_that_was_built(releases, corpus):
     record = fmri_scale.from_pretrained(releases["run_z"]).record
     assert record["data"]["corpus_id"] == open_corpus(corpus.path).corpus_id
     assert sum(entry["frames"] for entry in record["data"]["datasets"].values()) == record["data"]["totals"]["frames"]
+
+
+def test_features_of_a_corpus_equal_those_of_its_files(cohort, corpus, model, tmp_path):
+    from_files = {run.key: run for run in extract(model, [cohort[0].parents[2]], batch_size=2)}
+    out = tmp_path / "corpus.npz"
+    assert cli.main(["features", str(model.path), str(corpus.path), "--batch-size", "2", "--out", str(out)]) == 0
+    found = np.load(out)
+    assert sorted(found["run_key"]) == sorted(from_files)
+    for number, key in enumerate(found["run_key"]):
+        np.testing.assert_array_equal(found["clip_features"][found["clip_run"] == number], from_files[key].clips)
+
+
+def test_tokens_average_to_the_features(cohort, model, tmp_path):
+    out = tmp_path / "tokens.npz"
+    assert cli.main(["features", str(model.path), str(cohort[0]), "--tokens", "--out", str(out)]) == 0
+    found = np.load(out)
+    assert found["clip_tokens"].shape[0] == len(found["clip_features"])
+    np.testing.assert_allclose(found["clip_tokens"].mean(axis=1), found["clip_features"], atol=1e-6)
+
+
+def test_a_corpus_of_another_mask_is_refused(model, tmp_path):
+    from tests.helpers.corpora import Segment, write_corpus
+
+    write_corpus(tmp_path / "c", [Segment(20)])
+    with pytest.raises(DataError, match="its mask is not the model's"):
+        corpus_runs(model, open_corpus(tmp_path / "c"))
