@@ -110,7 +110,7 @@ def environment(threads: int, load: float) -> dict[str, Any]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     return {
-        "command": f"python {Path(sys.argv[0]).name} {' '.join(Path(a).name for a in sys.argv[1:])}".strip(),
+        "command": " ".join(["python benchmarks/step_cpu.py", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "commit": commit.stdout.strip() or "unknown",
         "machine": processor(),
