@@ -9,5 +9,5 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache >/dev/null || lint-imports --no-cache
-# one thread a test process: the processes share the cores
-OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadgroup "$@"
+# one thread a test process: the processes share the cores; a file's tests stay together, since they share runs
+OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadfile "$@"

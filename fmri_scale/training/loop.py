@@ -17,6 +17,7 @@ from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
 from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
 from fmri_scale.log import ROOT, configure_logging, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
+from fmri_scale.training.energy import GpuEnergy, total_energy
 from fmri_scale.training.folder import Status
 from fmri_scale.training.guards import BadSteps
 from fmri_scale.training.launch import Launch
@@ -114,6 +115,8 @@ class Trainer:
         self.step = self.saved_step = state.step if state else 0
         self.bad_steps = BadSteps(self.run_dir, config.engine.max_bad_steps, **(state.guards if state else {}))
         self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device)
+        self.energy = GpuEnergy(device)
+        self.energy_before = state.metrics.get("energy_j", 0.0) if state else 0.0
         self.metrics: MetricsFile | None = None
         self.tracker: Tracker = NullTracker(state.wandb_id if state else "")
         if self.main:
@@ -201,6 +204,7 @@ class Trainer:
         if self.saved_step == self.step:
             return
         check_ranks(self.stream)
+        energy = total_energy(collective.gather(self.energy.joules()), self.energy_before)
         state = TrainingState(
             step=self.step,
             clips=self.stream.position,
@@ -210,7 +214,7 @@ class Trainer:
             data=self.stream.state_dict(),
             guards=self.bad_steps.state(),
             wandb_id=self.tracker.run_id,
-            metrics={key: value for key, value in self.row.items() if isinstance(value, int | float)},
+            metrics={key: value for key, value in self.row.items() if isinstance(value, int | float)} | energy,
             software=software_versions(),
         )
         corpus = self.corpora[0].path

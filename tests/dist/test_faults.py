@@ -17,7 +17,7 @@ from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_run import write_run
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.dist
 
 TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 BAD = {"nan_volume": [1, 5, 5]}

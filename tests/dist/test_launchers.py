@@ -11,7 +11,7 @@ from fmri_scale.training.metrics import read_metrics
 from tests.helpers.spawn import free_port, run_command, run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("launchers")]
+pytestmark = pytest.mark.dist
 
 SCRIPTS = Path(sys.executable).parent
 

@@ -13,7 +13,7 @@ from fmri_scale.training.metrics import read_metrics
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
-pytestmark = [pytest.mark.dist, pytest.mark.xdist_group("parity")]
+pytestmark = pytest.mark.dist
 
 STAGES = (0, 1, 2, 3)
 TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]

@@ -17,7 +17,7 @@ from fmri_scale.training.signals import REQUEUE
 from tests.helpers.spawn import run_ranks, start_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
-pytestmark = [pytest.mark.dist]
+pytestmark = pytest.mark.dist
 
 STEPS = 16
 UNTIMED = ("step", "loss", "lr", "grad_norm", "masked_fraction", "masked_fraction_brain", "clips", "epoch")
@@ -51,13 +51,7 @@ def assert_same_end(run_dir: Path, unbroken: Path, world_size: int) -> None:
     assert rng[0] == rng[1]
 
 
-@pytest.mark.parametrize(
-    "world_size",
-    [
-        pytest.param(1, marks=pytest.mark.xdist_group("resume_1")),
-        pytest.param(2, marks=pytest.mark.xdist_group("resume_2")),
-    ],
-)
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_killed_and_stopped_run_ends_with_the_same_weights(tmp_path, world_size):
     """SIGKILL to one rank at a random moment (checkpoints are written all the time), later SIGTERM to one rank."""
     corpus = write_tiny_corpus(tmp_path / "corpus")
