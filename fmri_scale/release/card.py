@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from fmri_scale.release import layout
+from fmri_scale.release.hub import is_name
 
 USE = """```python
 import fmri_scale
@@ -38,8 +39,8 @@ def model_card(folder: Path) -> str:
         f"---\n{_front_matter(config)}---",
         f"# {title}",
         _summary(config),
-        "## Use\n\n" + USE.format(place=config["name"] or "FOLDER"),
-        "## Model\n\n" + _table(_model_facts(config)),
+        "## Use\n\n" + USE.format(place=config["name"] if is_name(config["name"]) else "FOLDER"),
+        "## Model\n\n" + _table(_model_facts(config, record)),
         "## Data\n\n" + _data(record.get("data", {})),
         "## Preprocessing\n\n" + _table(_preprocessing_facts(preprocessing)),
         "## Training\n\n" + _training(record),
@@ -71,8 +72,9 @@ def _summary(config: dict[str, Any]) -> str:
     )
 
 
-def _model_facts(config: dict[str, Any]) -> dict[str, Any]:
+def _model_facts(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     model, mask = config["model"], config["mask"]
+    known = "published" not in record or "mask_ratio" in record["published"]["hyper_parameters"]
     return {
         "Contents": config["contents"],
         "Parameters": f"{config['parameters']:,}",
@@ -83,7 +85,9 @@ def _model_facts(config: dict[str, Any]) -> dict[str, Any]:
         "Blocks by stage": ", ".join(map(str, model["depths"])),
         "Windows (first stage, others)": f"{_times(model['first_window_size'])}, {_times(model['window_size'])}",
         "Feature vector": model["embed_dim"] * model["channel_multiplier"] ** (len(model["depths"]) - 1),
-        "Masking in training": f"{mask['strategy']}, ratio {mask['ratio']}, loss on {mask['loss_on']} voxels",
+        "Masking in training": f"{mask['strategy']}, ratio {mask['ratio']}, loss on {mask['loss_on']} voxels"
+        if known
+        else "not recorded",
     }
 
 

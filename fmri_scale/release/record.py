@@ -46,7 +46,7 @@ def training_record(
         "config": _without_paths(to_dict(config)),
         "data": corpus_facts(corpus, config.data.corpus, config.data.split),
         "throughput": _throughput(rows),
-        "energy": _energy(rows),
+        "energy": _energy(state.metrics),
         "last": state.metrics,
         "loss_curve": loss_curve(rows),
         "software": state.software,
@@ -138,10 +138,10 @@ def _throughput(rows: list[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _energy(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the energy of the GPUs in kWh, where the run logged joules (NVML); empty elsewhere."""
-    joules = [row["energy_j"] for row in rows if isinstance(row.get("energy_j"), float | int)]
-    return {"gpu_kwh": float(f"{max(joules) / 3.6e6:.6g}")} if joules else {}
+def _energy(metrics: dict[str, Any]) -> dict[str, float]:
+    """Return the energy of all GPUs over the whole run in kWh, where the driver counted it; empty elsewhere."""
+    joules = metrics.get("energy_j")
+    return {"gpu_kwh": float(f"{joules / 3.6e6:.6g}")} if joules else {}
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -227,6 +227,17 @@ def test_training_record_is_taken_from_the_run_and_names_no_path(release):
     assert str(release.parent) not in text
 
 
+def test_energy_is_told_where_it_was_counted(run, tmp_path):
+    from fmri_scale.checkpoint import newest, read_config, read_state
+    from fmri_scale.release.record import read_corpus, training_record
+
+    checkpoint = newest(run)
+    state = read_state(checkpoint.path)
+    state.metrics = {"energy_j": 7.2e6}
+    record = training_record(checkpoint, read_config(checkpoint.path), state, read_corpus(checkpoint))
+    assert record["energy"] == {"gpu_kwh": 2.0}
+
+
 def test_long_loss_curves_are_thinned_by_averages():
     from fmri_scale.release.record import CURVE_POINTS, loss_curve
 
