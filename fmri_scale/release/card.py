@@ -41,7 +41,7 @@ def model_card(folder: Path) -> str:
         _summary(config),
         "## Use\n\n" + USE.format(place=config["name"] if is_name(config["name"]) else "FOLDER"),
         "## Model\n\n" + _table(_model_facts(config, record)),
-        "## Data\n\n" + _data(record.get("data", {})),
+        "## Data\n\n" + "\n\n".join([_data(record.get("data", {})), *map(_data, record.get("more_data", []))]),
         "## Preprocessing\n\n" + _table(_preprocessing_facts(preprocessing)),
         "## Training\n\n" + _training(record),
         "## Evaluation\n\n" + _evaluation(record),
@@ -94,6 +94,8 @@ def _model_facts(config: dict[str, Any], record: dict[str, Any]) -> dict[str, An
 def _data(data: dict[str, Any]) -> str:
     if not data:
         return "Not recorded: the weights were imported (see import.json)."
+    if "corpus_id" not in data:
+        return f"A further corpus `{data['name']}`, which was no longer at hand at the export."
     totals = data["totals"]
     lines = [
         f"Corpus `{data['corpus_id']}`, split `{data['split']}`: " + ", ".join(f"{v:,} {k}" for k, v in totals.items())

@@ -45,6 +45,7 @@ def training_record(
         "started_from": _start(run_dir / "start.json"),
         "config": _without_paths(to_dict(config)),
         "data": corpus_facts(corpus, config.data.corpus, config.data.split),
+        "more_data": [_further(folder, config.data.split) for folder in config.data.more_corpora],
         "throughput": _throughput(rows),
         "energy": _energy(state.metrics),
         "last": state.metrics,
@@ -69,6 +70,22 @@ def corpus_facts(corpus: dict[str, Any], folder: str, split: str) -> dict[str, A
     return facts
 
 
+def _further(folder: str, split: str) -> dict[str, Any]:
+    """Return the facts of one of `data.more_corpora`; its name alone where it is no longer at hand."""
+    opened = _opened(folder)
+    return {"name": _bare(folder)} | (corpus_facts(opened.meta, folder, split) if opened else {})
+
+
+def _opened(folder: str) -> Any:
+    """Return a corpus, or None where it has moved since or this environment cannot read it (no pyarrow)."""
+    try:
+        from sharding.corpus import open_corpus
+
+        return open_corpus(folder, check_shards=False) if folder else None
+    except (ShardingError, ImportError):
+        return None
+
+
 def loss_curve(rows: list[dict[str, Any]]) -> list[list[float]]:
     """Return `[step, loss]` pairs of a run, thinned to CURVE_POINTS by averaging neighbours."""
     points = [(row["step"], row["loss"]) for row in rows if isinstance(row.get("loss"), float | int)]
@@ -79,12 +96,7 @@ def loss_curve(rows: list[dict[str, Any]]) -> list[list[float]]:
 
 def _counts(corpus: dict[str, Any], folder: str) -> dict[str, dict[str, int]]:
     """Return counts by dataset: with subjects, runs and splits where the corpus is still at hand."""
-    try:
-        from sharding.corpus import open_corpus
-
-        opened = open_corpus(folder, check_shards=False) if folder else None
-    except (ShardingError, ImportError):  # moved since, or an environment without pyarrow
-        opened = None
+    opened = _opened(folder)
     if opened is None or opened.corpus_id != corpus["corpus_id"]:
         return _counts_by_shard(corpus)
     counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))

@@ -160,6 +160,17 @@ def test_command_writes_what_python_gives(model, releases, cohort, tmp_path, cap
     assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
 
 
+def test_the_lines_of_the_model_card_run(releases, cohort, capsys):
+    """The snippet is taken out of the text; only the folder and the file are put in."""
+    text = (releases["run_z"] / "README.md").read_text()
+    snippet = text.split("```python\n")[1].split("```")[0]
+    assert '"FOLDER"' in snippet
+    assert '"sub-01_task-rest_space-MNI152NLin6Asym_bold.nii.gz"' in snippet
+    snippet = snippet.replace('"FOLDER"', repr(str(releases["run_z"])))
+    exec(snippet.replace('"sub-01_task-rest_space-MNI152NLin6Asym_bold.nii.gz"', repr(str(cohort[0]))), {})
+    assert "(16,)" in capsys.readouterr().out
+
+
 def test_command_needs_the_slim_core_only(model, releases, cohort, tmp_path):
     body = """
 from fmri_scale import cli

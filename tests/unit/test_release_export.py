@@ -227,6 +227,17 @@ def test_training_record_is_taken_from_the_run_and_names_no_path(release):
     assert str(release.parent) not in text
 
 
+def test_further_corpora_are_told(tmp_path):
+    config = tiny_config()
+    config.data.more_corpora = ["/gone/since/second"]
+    write_run(tmp_path / "run", config)
+    export(tmp_path / "run", tmp_path / "release")
+    record = json.loads((tmp_path / "release" / layout.TRAINING).read_text())
+    assert record["more_data"] == [{"name": "second"}]
+    assert record["config"]["data"]["more_corpora"] == ["second"]
+    assert "A further corpus `second`" in (tmp_path / "release" / layout.CARD).read_text()
+
+
 def test_energy_is_told_where_it_was_counted(run, tmp_path):
     from fmri_scale.checkpoint import newest, read_config, read_state
     from fmri_scale.release.record import read_corpus, training_record
