@@ -1,4 +1,4 @@
-"""A mask on the canonical grid as a NIfTI file, and back. In and out: bool (96, 96, 96)."""
+"""A mask on the canonical grid as a NIfTI file, and back (bool); and any other map on the grid as a file."""
 
 import gzip
 from pathlib import Path
@@ -12,7 +12,14 @@ from sharding.format import GRID_AFFINE, GRID_SHAPE
 
 def mask_bytes(mask: np.ndarray) -> bytes:
     """Return a mask as a .nii.gz file in MNI152 space; the same mask gives the same bytes."""
-    image = nib.Nifti1Image(mask.astype(np.uint8), GRID_AFFINE)
+    return map_bytes(mask.astype(np.uint8))
+
+
+def map_bytes(values: np.ndarray) -> bytes:
+    """Return a map (96, 96, 96) of a type that NIfTI knows as a .nii.gz file; the same map gives the same bytes."""
+    if values.shape != GRID_SHAPE:
+        raise ShardingError(f"map of shape {values.shape}: expected the canonical grid {GRID_SHAPE}")
+    image = nib.Nifti1Image(values, GRID_AFFINE)
     image.header.set_xyzt_units("mm", "sec")
     image.set_sform(GRID_AFFINE, code=4)
     image.set_qform(GRID_AFFINE, code=4)

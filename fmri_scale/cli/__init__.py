@@ -19,6 +19,7 @@ COMMANDS = {
     "export": "turn a training run into a released checkpoint",
     "features": "bring NIfTI runs through a released checkpoint to embeddings",
     "evaluate": "score features on a downstream task, beside connectivity, with intervals",
+    "attribute": "weigh regions: occlusion or gradients of a head, or reconstruction error",
     "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
     "import-neurostorm": "turn a public NeuroSTORM checkpoint into a released one, running nothing it holds",
     "export-graph": "write the encoder as a graph that torch alone runs",

@@ -29,6 +29,8 @@ class ClipVectors:
         object (N,): name of each clip's run.
     start_s, duration_s
         float64 (N,): begin of the clip from the run's first frame, and its length.
+    start_frame
+        int64 (N,): the same begin in frames.
     release
         Digest of the model that made them.
     """
@@ -39,6 +41,7 @@ class ClipVectors:
     run: np.ndarray
     start_s: np.ndarray
     duration_s: np.ndarray
+    start_frame: np.ndarray
     release: str
 
 
@@ -65,6 +68,7 @@ def read_vectors(path: str | Path, tokens: bool = False) -> ClipVectors:
                 raise DataError(f"{path}: holds no tokens, which an attentive probe needs; add --tokens to features")
             vectors, run_of = np.asarray(file[name], dtype=np.float32), file["clip_run"]
             keys, tr, start_s = file["run_key"], file["run_tr"], file["clip_start_s"]
+            start_frame = file["clip_start_frame"].astype(np.int64)
             frames, release = int(file["clip_frames"]), str(file["release"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not features of fmri-scale features ({error})") from error
@@ -74,5 +78,12 @@ def read_vectors(path: str | Path, tokens: bool = False) -> ClipVectors:
     run = keys[run_of].astype(object)
     duration = frames * tr[run_of]
     return ClipVectors(
-        str(path), vectors, entities_of_labels(run.tolist()), run, start_s.astype(np.float64), duration, release
+        str(path),
+        vectors,
+        entities_of_labels(run.tolist()),
+        run,
+        start_s.astype(np.float64),
+        duration,
+        start_frame,
+        release,
     )

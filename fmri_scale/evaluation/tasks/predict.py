@@ -1,5 +1,6 @@
 """Classification and regression: probes and baselines on the same units, splits and draws."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,33 @@ from fmri_scale.evaluation.compare import Units, compare
 from fmri_scale.evaluation.metrics import metrics_of
 from fmri_scale.evaluation.probes import Problem
 from fmri_scale.evaluation.scores import predictions_frame, score_table
+from fmri_scale.evaluation.splits import Split
 from fmri_scale.evaluation.tables import classes_of
 from fmri_scale.evaluation.tasks.division import make_splits
-from fmri_scale.evaluation.tasks.methods import prediction_methods, read_sources
+from fmri_scale.evaluation.tasks.methods import Sources, prediction_methods, read_sources
 from fmri_scale.evaluation.tasks.result import TaskResult
 from fmri_scale.evaluation.tasks.schema import TaskConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task before anything is fitted: sources, units with their truth, and a split a seed."""
+
+    sources: Sources
+    units: Units
+    splits: dict[int, Split]
+
+
+def task_units(task: TaskConfig) -> Prepared:
+    """Read a classification or regression task and divide its units."""
+    sources = read_sources(task)
+    table = sources.units
+    problem = _problem(task, table.label)
+    truth = _truth(problem, table.label)
+    families = table.families(task.target)
+    groups = table.groups(task.split.group, families)
+    units = Units(table.name, groups, table.entities.names("subject"), truth, problem)
+    return Prepared(sources, units, make_splits(task, table, groups, families, truth))
 
 
 def predict(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
@@ -26,19 +49,14 @@ def predict(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
     book
         Where openings are written down.
     """
-    sources = read_sources(task)
-    table = sources.units
-    problem = _problem(task, table.label)
-    truth = _truth(problem, table.label)
-    families = table.families(task.target)
-    groups = table.groups(task.split.group, families)
-    splits = make_splits(task, table, groups, families, truth)
-    methods = prediction_methods(task, sources)
-    units = Units(table.name, groups, table.entities.names("subject"), truth, problem)
+    prepared = task_units(task)
+    units, splits = prepared.units, prepared.splits
+    methods = prediction_methods(task, prepared.sources)
     predictions = compare(methods, units, splits, final, book)
     lines = {method.name: method.baseline for method in methods}
     scores = score_table(predictions, lines, units, metrics_of(task.kind), task.scoring.draws, task.scoring.level)
-    return TaskResult(task, scores, predictions_frame(predictions, units), splits, predictions.settings, table.notes)
+    frame, notes = predictions_frame(predictions, units), prepared.sources.units.notes
+    return TaskResult(task, scores, frame, splits, predictions.settings, notes)
 
 
 def _problem(task: TaskConfig, labels: list[str | float | None]) -> Problem:
