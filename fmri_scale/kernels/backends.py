@@ -67,12 +67,12 @@ def resolve(requested: str, kind: str) -> str:
 def implementation(operation: str, backend: str, device: torch.device) -> ModuleType:
     """The module of an operation (`scan`, `conv`, ...) that runs for a requested backend on a device.
 
-    Each has `forward` and, where the operation has a gradient, `backward`: `cpu` on a CPU, `reference` for torch on
-    another device, `triton`, and `mamba` (the scan alone; elsewhere mamba_ssm means auto).
+    Each has `forward` and, where the operation has a gradient, `backward`: `cpu` on a CPU, for torch on another device
+    `reference` (scan, conv) or the same `cpu`, `triton`, and `mamba` (the scan alone; elsewhere it means auto).
     """
     wanted = "auto" if backend == "mamba_ssm" and operation != "scan" else backend
     chosen = resolve(wanted, device.type)
-    plain = "cpu" if device.type == "cpu" or operation == "mask" else "reference"
+    plain = "reference" if device.type != "cpu" and operation in ("scan", "conv") else "cpu"
     name = {"torch": plain, "mamba_ssm": "mamba"}.get(chosen, chosen)
     return importlib.import_module(f"fmri_scale.kernels.{operation}.{name}")
 
