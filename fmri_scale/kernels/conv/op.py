@@ -1,6 +1,6 @@
 """The convolution as one operator, `fmri_scale::conv_silu`; it saves its inputs and recomputes the pre-activation."""
 
-from collections.abc import Sequence
+from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' types from typing alone
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """The embedding as one operator, `fmri_scale::embed`; it saves its inputs, which are codes, and no activation."""
 
-from collections.abc import Sequence
+from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' types from typing alone
 
 import torch
 from torch import Tensor

@@ -3,7 +3,7 @@
 It saves its inputs and nothing else; `fmri_scale::scan_backward` recomputes the states.
 """
 
-from collections.abc import Sequence
+from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' types from typing alone
 
 import torch
 from torch import Tensor
