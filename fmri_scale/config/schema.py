@@ -168,7 +168,7 @@ class EngineConfig:
     zero_stage: int = 1
     "DeepSpeed ZeRO stage, 0 to 3."
     dtype: str = "fp32"
-    "fp32 or bf16 (with fp32 master weights)."
+    "fp32, or bf16: matrix products in bf16; weights, gradients, their sums and the optimizer's state stay fp32."
     deterministic: bool = False
     "Only bit-repeatable operations."
     max_bad_steps: int = 10

@@ -24,7 +24,7 @@ from fmri_scale.training.launch import Launch
 from fmri_scale.training.metrics import MetricsFile, NullTracker, Tracker, start_tracker
 from fmri_scale.training.objective import ClipInput
 from fmri_scale.training.progress import Progress
-from fmri_scale.training.signals import REQUEUE, StopRequest, exit_code
+from fmri_scale.training.signals import INTERRUPTED, REQUEUE, StopRequest, exit_code
 from fmri_scale.training.software import software_versions
 from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
@@ -57,6 +57,10 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         trainer = Trainer(config, launch, device, stop, status, begin)
         code = trainer.train()
         return code
+    except KeyboardInterrupt:  # the second one, which does not wait for a checkpoint
+        code = INTERRUPTED
+        status.write("interrupted", trainer.step if trainer else 0, exit_code=code)
+        raise
     except Exception as error:
         log.debug("stopped by", exc_info=True)
         plain = _plain(error, run_dir)
