@@ -22,25 +22,40 @@ from sharding.mask import mask_sha256
 
 
 class Columns(Mapping[str, np.ndarray]):
-    """The columns of a table as numpy arrays, each made when it is first asked for.
+    """The columns of an index as numpy arrays, each read when it is first asked for.
 
     Millions of samples have tens of millions of strings; a reader that needs none of them pays for none.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        facts = pq.read_metadata(file)
+        self.num_rows, self._names = facts.num_rows, tuple(facts.schema.to_arrow_schema().names)
         self._made: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
         if name not in self._made:
-            self._made[name] = self.table.column(name).to_numpy()
+            self._made[name] = self.read(name).to_numpy()
         return self._made[name]
 
+    def read(self, name: str, dictionary: bool = False) -> pa.ChunkedArray:
+        """Return a column as arrow, kept nowhere; `dictionary`: text as positions in a list of the different ones."""
+        try:
+            with pq.ParquetFile(self.file, read_dictionary=[name] if dictionary else None) as table:
+                return table.read(columns=[name], use_threads=False)[name]
+        except (OSError, pa.ArrowException) as error:
+            raise CorpusError(f"{self.file}: cannot be read ({error}); build the corpus again") from error
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names  # the one that Mapping gives would read the column
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self.table.column_names)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return self.table.num_columns
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -56,8 +71,7 @@ class Corpus:
     mask
         bool (96, 96, 96): the voxels stored.
     index
-        Column name to numpy array with a row per sample (INDEX_SCHEMA; text columns are object arrays of str);
-        `index.table` is the same as an arrow table.
+        Column name to numpy array with a row per sample (INDEX_SCHEMA; text columns are object arrays of str).
     """
 
     path: Path
@@ -91,7 +105,7 @@ class Corpus:
 
     def __len__(self) -> int:
         """Samples."""
-        return int(self.index.table.num_rows)
+        return self.index.num_rows
 
 
 def open_corpus(path: str | Path, check_shards: bool = True) -> Corpus:
@@ -154,15 +168,15 @@ def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:
 def _read_index(path: Path, meta: dict[str, Any]) -> Columns:
     file = path / "index.parquet"
     try:
-        table = pq.read_table(file)
+        columns = Columns(file)
     except (OSError, pa.ArrowException) as error:
         raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
-    missing = [name for name in INDEX_SCHEMA.names if name not in table.column_names]
+    missing = [name for name in INDEX_SCHEMA.names if name not in columns]
     if missing:
         raise CorpusError(f"{file}: columns missing: {', '.join(missing)}; build the corpus again")
-    if table.num_rows != meta["totals"]["samples"]:
-        raise CorpusError(f"{file}: {table.num_rows} samples, corpus.json says {meta['totals']['samples']}")
-    return Columns(table.select(INDEX_SCHEMA.names))
+    if columns.num_rows != meta["totals"]["samples"]:
+        raise CorpusError(f"{file}: {columns.num_rows} samples, corpus.json says {meta['totals']['samples']}")
+    return columns
 
 
 def _check_shards(corpus: Corpus) -> None:

@@ -18,7 +18,7 @@ import xxhash
 from fmri_scale.data.request import ClipRequest
 from fmri_scale.errors import DataError
 from sharding.corpus import Corpus
-from sharding.format import NPY_HEADER_BYTES, SEGMENT_FRAMES, is_key
+from sharding.format import KEY_PATTERN, NPY_HEADER_BYTES, SEGMENT_FRAMES
 
 SHARD_NAME = re.compile(r"[A-Za-z0-9_-]{1,80}\.tar")
 NUMBERS = {
@@ -110,39 +110,83 @@ def sample_table(corpora: Sequence[Corpus], split: str = "train") -> SampleTable
         Corpora of different masks or times, a split without samples, or an index row that breaks the format.
     """
     _check_alike(corpora)
-    tables: list[pa.Table] = []
-    shards: list[Shard] = []
-    shard_columns: list[np.ndarray] = []
-    for number, corpus in enumerate(corpora):
-        table = corpus.index.table
-        if split != "all":
-            table = table.filter(pc.equal(table["split"], split))
-        table = table.sort_by([("shard", "ascending"), ("key", "ascending")])
-        mine = [Shard(number, s["name"], int(s["bytes"]), s["sha256"]) for s in corpus.meta["shards"]]
-        shard_columns.append(_shard_numbers(table, mine, len(shards), corpus))
-        tables.append(table)
-        shards += mine
-    whole = pa.concat_tables(tables).combine_chunks()
-    if whole.num_rows == 0:
+    parts = [_Part(number, corpus, split) for number, corpus in enumerate(corpora)]
+    if not any(part.rows.size for part in parts):
         where = ", ".join(str(corpus.path) for corpus in corpora)
         raise DataError(
             f"{where}: no sample in split {split!r}; choose another data.split, or build with more subjects"
         )
-    dataset = whole["dataset"].combine_chunks().dictionary_encode()
-    keys = _one_array(whole["key"])
-    made = SampleTable(
-        columns={name: whole[name].to_numpy().astype(kind) for name, kind in NUMBERS.items()},
-        shard=np.concatenate(shard_columns),
-        dataset=dataset.indices.to_numpy().astype(np.int16),
+    keys = pa.concat_arrays([part.text("key") for part in parts])
+    datasets = sorted({name for part in parts for name in part.datasets})
+    first = np.cumsum([0] + [len(part.shards) for part in parts])
+    table = SampleTable(
+        columns={name: np.concatenate([part.numbers(name, kind) for part in parts]) for name, kind in NUMBERS.items()},
+        shard=np.concatenate([part.shard + begin for part, begin in zip(parts, first, strict=False)]).astype(np.int32),
+        dataset=np.concatenate([part.dataset_in(datasets) for part in parts]),
         key_hash=_hash_keys(keys),
         keys=keys,
-        shards=shards,
-        datasets=dataset.dictionary.to_pylist(),
+        shards=[shard for part in parts for shard in part.shards],
+        datasets=datasets,
         num_voxels=corpora[0].num_voxels,
         corpus_ids=[corpus.corpus_id for corpus in corpora],
     )
-    _check_rows(made, whole)
-    return made
+    _check_rows(table, parts)
+    pa.default_memory_pool().release_unused()
+    return table
+
+
+class _Part:
+    """The rows of one corpus that belong to a split, read column by column so that little is in memory at a time."""
+
+    def __init__(self, number: int, corpus: Corpus, split: str) -> None:
+        self.corpus = corpus
+        self.shards = [Shard(number, s["name"], int(s["bytes"]), s["sha256"]) for s in corpus.meta["shards"]]
+        for shard in self.shards:
+            if not SHARD_NAME.fullmatch(shard.name):
+                raise DataError(f"{corpus.path}/corpus.json: shard name {shard.name!r} is not a plain file name")
+        place = {shard.name: i for i, shard in enumerate(self.shards)}
+        used, code = self._encoded("shard")
+        unknown = [name for name in used if name not in place]
+        if unknown:
+            raise DataError(
+                f"{corpus.path}/index.parquet: shard {unknown[0]!r} is not in corpus.json; restore the corpus"
+            )
+        shard_of_row = np.array([place[name] for name in used] or [0], np.int32)[code]
+        splits, code = self._encoded("split")
+        wanted = np.array([split in ("all", name) for name in splits] or [False])[code]
+        rows = np.flatnonzero(wanted)
+        self.rows = rows[np.argsort(shard_of_row[rows], kind="stable")].astype(np.int64)
+        self.shard = shard_of_row[self.rows]
+        names, code = self._encoded("dataset")
+        self._dataset_names, self._dataset = names, code[self.rows]
+        self.datasets = {names[i] for i in np.unique(self._dataset).tolist()}
+
+    def _encoded(self, name: str) -> tuple[list[str], np.ndarray]:
+        """Return the different values of a text column, and each row's place among them."""
+        array = self._whole(name, dictionary=True)
+        return array.dictionary.to_pylist(), _values(array.indices)
+
+    def _whole(self, name: str, dictionary: bool = False) -> pa.Array:
+        """Return a column of all rows as one array without gaps."""
+        array = _one_array(self.corpus.index.read(name, dictionary))
+        if array.null_count:
+            raise DataError(f"{self.corpus.path}/index.parquet: column {name} has gaps; build the corpus again")
+        return array
+
+    def text(self, name: str) -> pa.Array:
+        """Return a text column of the rows."""
+        rows = pa.Array.from_buffers(pa.int64(), self.rows.size, [None, pa.py_buffer(self.rows)])
+        return self._whole(name).take(rows)
+
+    def numbers(self, name: str, kind: type | None = None) -> np.ndarray:
+        """Return a column of numbers of the rows, as it is or in another type."""
+        values = _values(self._whole(name))[self.rows]
+        return values if kind is None else values.astype(kind)
+
+    def dataset_in(self, names: list[str]) -> np.ndarray:
+        """Return each row's dataset as its place in `names`."""
+        places = np.array([names.index(n) if n in names else -1 for n in self._dataset_names] or [-1], np.int16)
+        return places[self._dataset]
 
 
 def _check_alike(corpora: Sequence[Corpus]) -> None:
@@ -159,24 +203,15 @@ def _check_alike(corpora: Sequence[Corpus]) -> None:
                 )
 
 
-def _shard_numbers(table: pa.Table, shards: list[Shard], first: int, corpus: Corpus) -> np.ndarray:
-    for shard in shards:
-        if not SHARD_NAME.fullmatch(shard.name):
-            raise DataError(f"{corpus.path}/corpus.json: shard name {shard.name!r} is not a plain file name")
-    number = {shard.name: first + i for i, shard in enumerate(shards)}
-    encoded = table["shard"].combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    unknown = [name for name in names if name not in number]
-    if unknown:
-        raise DataError(f"{corpus.path}/index.parquet: shard {unknown[0]!r} is not in corpus.json; restore the corpus")
-    if not names:
-        return np.empty(0, np.int32)
-    return np.array([number[name] for name in names], np.int32)[encoded.indices.to_numpy()]
-
-
 def _one_array(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _values(array: pa.Array) -> np.ndarray:
+    """Return an array of numbers without gaps as numpy sees it; arrow's own way loads pandas, 30 MB of it."""
+    _, data = array.buffers()
+    return np.frombuffer(data, array.type.to_pandas_dtype(), len(array), array.offset * array.type.bit_width // 8)
 
 
 def _hash_keys(keys: pa.Array) -> np.ndarray:
@@ -188,32 +223,36 @@ def _hash_keys(keys: pa.Array) -> np.ndarray:
     return np.fromiter((xxhash.xxh3_64_intdigest(view[a:b]) for a, b in itertools.pairwise(ends)), np.uint64, len(keys))
 
 
-def _check_rows(table: SampleTable, index: pa.Table) -> None:
+def _check_rows(table: SampleTable, parts: list[_Part]) -> None:
     """Raise DataError for the first row whose sizes, offsets, key or statistics cannot be."""
     n, v = table.n_frames.astype(np.int64), table.num_voxels
     shard_bytes = np.array([shard.num_bytes for shard in table.shards], np.int64)[table.shard]
-    bad = {"n_frames": (n < 1) | (n > SEGMENT_FRAMES) | (index["n_frames"].to_numpy() != n)}
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([part.numbers(name) for part in parts])
+
+    def refuse(name: str, values: np.ndarray, wrong: np.ndarray) -> None:
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise DataError(
+                f"index.parquet: {table.where(row)}: {name}={values[row]} cannot be in a corpus of {v} voxels; "
+                "restore the index or build the corpus again"
+            )
+
+    frames = column("n_frames")
+    refuse("n_frames", frames, (frames < 1) | (frames > SEGMENT_FRAMES))
     planes = np.full(n.shape, NPY_HEADER_BYTES + 4 * v)
     sizes = {"bold": NPY_HEADER_BYTES + n * v, "frame_xxh3": NPY_HEADER_BYTES + 8 * n, "scale": planes, "stats": planes}
     for stem, expected in sizes.items():
-        offset = index[f"{stem}_offset"].to_numpy()
-        bad[f"{stem}_bytes"] = index[f"{stem}_bytes"].to_numpy() != expected
-        bad[f"{stem}_offset"] = (offset < 0) | (offset > shard_bytes - expected)
+        size, offset = column(f"{stem}_bytes"), table.columns[f"{stem}_offset"]
+        refuse(f"{stem}_bytes", size, size != expected)
+        refuse(f"{stem}_offset", offset, (offset < 0) | (offset > shard_bytes - expected))
     for name in ("unit", "mean", "sd", "background"):
-        bad[name] = ~np.isfinite(table.columns[name])
-    bad["unit"] |= table.columns["unit"] <= 0
-    bad["sd"] |= table.columns["sd"] <= 0
-    for name, rows in bad.items():
-        if rows.any():
-            row = int(np.flatnonzero(rows)[0])
-            raise DataError(
-                f"index.parquet: {table.where(row)}: {name}={index[name][row].as_py()} cannot be in a corpus of "
-                f"{v} voxels; restore the index or build the corpus again"
-            )
-    legal = pc.match_substring_regex(table.keys, r"^[A-Za-z0-9_-]{1,85}$")
+        values = table.columns[name]
+        refuse(name, values, ~np.isfinite(values) | (values <= 0 if name in ("unit", "sd") else False))
+    legal = pc.match_substring_regex(table.keys, f"^{KEY_PATTERN.pattern}$")
     if not pc.all(legal).as_py():
         row = int(np.flatnonzero(~legal.to_numpy(zero_copy_only=False))[0])
-        assert not is_key(table.key(row))
         raise DataError(f"index.parquet: {table.where(row)}: not a legal key; build the corpus again")
     if np.unique(table.key_hash).size != len(table):
         raise DataError(
