@@ -22,6 +22,7 @@ from sharding.discover import TABLE_COLUMNS, find_runs
 from sharding.errors import InputError, ShardingError
 from sharding.inspect import describe, empty_split_note
 from sharding.phantom import make_cohort
+from sharding.phantom_truth import TruthSettings, make_truth_cohort
 from sharding.plan import BuildSettings
 from sharding.prepare import PreprocessingSettings
 from sharding.split import parse_fractions
@@ -135,6 +136,9 @@ def _phantom_arguments(parser: argparse.ArgumentParser) -> None:
     add("--volumes", type=int, default=80, metavar="N", help="volumes of a run (default: %(default)s)")
     add("--voxel-mm", type=float, default=3.0, metavar="MM", help="edge of a voxel (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: %(default)s)")
+    add("--known-truth", action="store_true",
+        help="two groups that differ only in how named regions are coupled, with atlas and truth.json")  # fmt: skip
+    add("--null", action="store_true", help="with --known-truth: groups that differ in nothing")
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -178,7 +182,15 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _phantom(args: argparse.Namespace) -> int:
-    runs = make_cohort(args.out, args.subjects, args.runs, args.volumes, args.voxel_mm, args.seed)
+    if args.null and not args.known_truth:
+        raise InputError("--null goes with --known-truth")
+    if args.known_truth and args.runs != 1:
+        raise InputError(f"--runs is {args.runs}; a cohort with known truth has one run a person")
+    if args.known_truth:
+        settings = TruthSettings(args.subjects, args.volumes, args.voxel_mm, null=args.null, seed=args.seed)
+        runs = make_truth_cohort(args.out, settings)
+    else:
+        runs = make_cohort(args.out, args.subjects, args.runs, args.volumes, args.voxel_mm, args.seed)
     written = sum(1 for _ in tqdm(runs, total=args.subjects * args.runs, unit="run", desc="phantom", disable=None))
     print(f"{args.out}: {written} runs; make a corpus with: fmri-shards build {args.out} --out CORPUS")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmri_scale.evaluation.baselines.series import series_only
 from fmri_scale.evaluation.corpus_features import corpus_runs
 from fmri_scale.evaluation.entities import Entities, entities_of_labels
 from fmri_scale.evaluation.features import CodedRun
@@ -46,7 +47,7 @@ class RunLibrary:
             self.names = np.array([run.name for run in self._stored], dtype=object)
             self.entities = entities_of_runs(self._stored)
         else:
-            self._files, self._stored = find_runs([source])[0], []
+            self._files, self._stored = series_only(find_runs([source])[0]), []
             self.names = np.array([run_label(file) for file in self._files], dtype=object)
             self.entities = entities_of_labels(self.names.tolist())
 

@@ -21,7 +21,8 @@ from fmri_scale.evaluation.entities import Entities, entities_of_labels
 from fmri_scale.evaluation.stored import entities_of_runs, stored_runs
 from sharding.atlas import load_label_image_on_grid, region_labels
 from sharding.corpus import Corpus
-from sharding.discover import find_runs
+from sharding.discover import RunSource, find_runs
+from sharding.errors import NotASeriesError
 from sharding.keys import run_label
 from sharding.read import open_image
 from sharding.timing import repetition_time
@@ -105,7 +106,7 @@ class ImageSeries:
         mask: Path | None = None,
         band: Band | None = None,
     ) -> None:
-        self._sources, _ = find_runs(inputs)
+        self._sources = series_only(find_runs(inputs)[0])
         labels = [run_label(source) for source in self._sources]
         self.names = np.array(labels, dtype=object)
         self.entities = entities_of_labels(labels)
@@ -130,6 +131,20 @@ class ImageSeries:
             path = self._sources[run].path
             self._held[run] = self._band.clean(self._masker.fit_transform(str(path)), self.tr(run), str(path))
         return self._held[run]
+
+
+def series_only(sources: Sequence[RunSource]) -> list[RunSource]:
+    """Leave out 3D images that were found in a folder, such as an atlas beside the runs."""
+    kept = []
+    for source in sources:
+        try:
+            open_image(source.path)
+        except NotASeriesError:
+            if not source.found:
+                raise
+        else:
+            kept.append(source)
+    return kept
 
 
 class CorpusSeries:
