@@ -1,0 +1,75 @@
+"""Decoder head and masked squared error against int8 codes in one operator; its gradients are made in the forward.
+
+Legend: B clips, T frames, M positions, N = M*T tokens in natural order, P values of a patch, C channels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.loss.op import masked_loss_op
+
+__all__ = ["masked_loss"]
+
+
+def masked_loss(
+    clips: CodedClips,
+    features_BNC: Tensor,
+    weight_PC: Tensor,
+    bias_P: Tensor,
+    hidden: Hidden,
+    brain_only: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Score features @ weight.T + bias against the patches of the hidden tokens.
+
+    The loss is the mean over clips of each clip's mean squared error on the values that count, so a batch may be
+    split over micro-batches and ranks; a clip of which nothing counts adds 0.
+
+    Parameters
+    ----------
+    clips : CodedClips
+        The batch, with the normalisation as numbers.
+    features_BNC : Tensor
+        The decoder's output `(B, N, C)`, fp32, bf16 or fp64; only the hidden tokens' rows are read.
+    weight_PC, bias_P : Tensor
+        The head, in the dtype of the features; a patch's values raster (x, y, z).
+    hidden : Hidden
+        The tokens that are scored.
+    brain_only : bool
+        Count the brain's voxels alone; otherwise all voxels of hidden patches, outside ones too.
+    backend : str
+        `auto`, `torch` or `triton`.
+
+    Returns
+    -------
+    Tensor
+        Scalar, float32 (float64 for float64 features). Gradients flow to features, weight and bias, once.
+
+    Raises
+    ------
+    ValueError
+        When a shape or dtype does not fit the others.
+    ConfigError
+        When the backend cannot run.
+    """
+    clips.check()
+    batch, width, values = clips.codes.shape[0], features_BNC.shape[-1], math.prod(clips.patch)
+    hidden.check(batch, clips.grid)
+    expected = {
+        "features": (features_BNC, (batch, math.prod(clips.grid), width)),
+        "weight": (weight_PC, (values, width)),
+        "bias": (bias_P, (values,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {shape}")
+        if tensor.dtype != features_BNC.dtype:
+            raise ValueError(f"{name} is {tensor.dtype}: expected {features_BNC.dtype}, the features' dtype")
+    wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (features_BNC, weight_PC, bias_P))
+    *tensors, image, patch = clips
+    *draw, unit = hidden
+    inputs = (features_BNC, weight_PC, bias_P, *tensors, *draw)
+    return masked_loss_op(*inputs, list(image), list(patch), list(unit), brain_only, wanted, backend)[0]

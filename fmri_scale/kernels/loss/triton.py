@@ -1,0 +1,437 @@
+"""Head and masked loss in Triton: only hidden tokens are visited, and neither prediction nor truth is stored.
+
+Hidden tokens are enumerated, by the inverse of the keyed bijection or from a list. Three kernels: one counts the
+values that count; one makes the loss and the features' gradient, a few values of the patch at a time; one makes the
+difference again for the gradient of the head, summed over shares of the visits and then in a fixed order.
+
+The gradient is multiplied as prediction minus truth and scaled afterwards in float32, so that no value is too small
+for its dtype.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips_jit import (
+    DRAWN,
+    clip_arguments,
+    drawn_token,
+    hidden_arguments,
+    layout,
+    load_affine,
+    load_values,
+    refuse_float64,
+)
+from fmri_scale.kernels.jit import launch
+
+TILES = {torch.float32: (16, 16), torch.bfloat16: (64, 32)}
+"""Tokens of a program, and values of a patch at a time: in float32 products are made by the ordinary pipes, and need
+registers for their operands. Chosen from what compiles without spills."""
+SHARES = 128
+"Parts into which a batch's visits are cut for the head's gradient, whatever the device: sums must not depend on it."
+COUNT_BLOCK = 1024
+
+
+@triton.jit
+def loss_count_kernel(
+    count_ptr,
+    values_ptr,
+    visits_ptr,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    TOKENS: tl.constexpr,
+    GRID: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """How many values count among TOKENS visits (program axis 0) of a clip (axis 1)."""
+    clip = tl.program_id(1)
+    visits = tl.load(visits_ptr + clip)
+    token, ok = _visited(
+        tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
+        visits,
+        clip,
+        list_ptr,
+        epoch_ptr,
+        clip_ptr,
+        seed,
+        GRID,
+        UNIT,
+        MODE,
+        UNITS,
+        LEFT,
+        RIGHT,
+        ROUNDS,
+    )
+    values = tl.load(values_ptr + token // GRID[3], mask=ok, other=0)
+    tl.store(count_ptr + clip * tl.num_programs(0) + tl.program_id(0), tl.sum(values, 0))
+
+
+@triton.jit
+def loss_feature_kernel(
+    features_ptr,
+    weight_ptr,
+    bias_ptr,
+    factor_ptr,
+    values_ptr,
+    squares_ptr,
+    dfeatures_ptr,
+    codes_ptr,
+    scale_ptr,
+    gain_ptr,
+    shift_ptr,
+    outside_ptr,
+    lookup_ptr,
+    num_voxels,
+    visits_ptr,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    VALUES: tl.constexpr,
+    BRAIN_ONLY: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+    GRID: tl.constexpr,
+    IMAGE: tl.constexpr,
+    PATCH: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """Share of the loss of TOKENS visits (axis 0) of a clip (axis 1), and the gradient of their features."""
+    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
+    clip = tl.program_id(1)
+    visits = tl.load(visits_ptr + clip)
+    token, ok = _visited(
+        tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
+        visits,
+        clip,
+        list_ptr,
+        epoch_ptr,
+        clip_ptr,
+        seed,
+        GRID,
+        UNIT,
+        MODE,
+        UNITS,
+        LEFT,
+        RIGHT,
+        ROUNDS,
+    )
+    ok = ok & (tl.load(values_ptr + token // GRID[3], mask=ok, other=0) > 0)
+    c = tl.arange(0, CHANNELS)
+    wide = ok[:, None] & (c < C)[None, :]
+    rows = clip.to(tl.int64) * N * C + token[:, None] * C + c[None, :]
+    features = tl.load(features_ptr + rows, mask=wide, other=0.0)
+    affine = load_affine(gain_ptr, shift_ptr, outside_ptr, clip)
+    codes_ptr += clip.to(tl.int64) * GRID[3] * num_voxels
+    scale_ptr += clip.to(tl.int64) * 2 * num_voxels
+    squares = tl.zeros([TOKENS], tl.float32)
+    sums = tl.zeros([TOKENS, CHANNELS], tl.float32)
+    stop = tl.where(tl.max(ok.to(tl.int32), 0) > 0, P, 0)
+    for first in range(0, stop, VALUES):
+        v = first + tl.arange(0, VALUES)
+        w, difference = _difference(
+            features,
+            weight_ptr,
+            bias_ptr,
+            codes_ptr,
+            scale_ptr,
+            lookup_ptr,
+            affine,
+            token,
+            ok,
+            v,
+            num_voxels,
+            C,
+            CHANNELS,
+            BRAIN_ONLY,
+            GRID,
+            IMAGE,
+            PATCH,
+        )
+        squares += tl.sum(difference * difference, 1)
+        if GRADIENTS:
+            sums = tl.dot(difference.to(w.dtype), w, sums, input_precision="ieee")
+    factor = tl.load(factor_ptr + clip)
+    tl.store(squares_ptr + clip * tl.num_programs(0) + tl.program_id(0), tl.sum(squares, 0) * factor)
+    if GRADIENTS:
+        tl.store(dfeatures_ptr + rows, (sums * (2.0 * factor)).to(dfeatures_ptr.dtype.element_ty), mask=wide)
+
+
+@triton.jit
+def loss_head_kernel(
+    features_ptr,
+    weight_ptr,
+    bias_ptr,
+    factor_ptr,
+    values_ptr,
+    dweight_ptr,
+    dbias_ptr,
+    codes_ptr,
+    scale_ptr,
+    gain_ptr,
+    shift_ptr,
+    outside_ptr,
+    lookup_ptr,
+    num_voxels,
+    visits_ptr,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    VALUES: tl.constexpr,
+    BRAIN_ONLY: tl.constexpr,
+    GRID: tl.constexpr,
+    IMAGE: tl.constexpr,
+    PATCH: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """Gradient of VALUES rows (axis 1) of the head, over a share (axis 0) of a clip's visits (axis 2), into
+    (clips, shares, P, C) and (clips, shares, P)."""
+    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
+    clip = tl.program_id(2)
+    shares = tl.num_programs(0)
+    visits = tl.load(visits_ptr + clip)
+    affine = load_affine(gain_ptr, shift_ptr, outside_ptr, clip)
+    codes_ptr += clip.to(tl.int64) * GRID[3] * num_voxels
+    scale_ptr += clip.to(tl.int64) * 2 * num_voxels
+    c = tl.arange(0, CHANNELS)
+    v = tl.program_id(1) * VALUES + tl.arange(0, VALUES)
+    dweight = tl.zeros([VALUES, CHANNELS], tl.float32)
+    dbias = tl.zeros([VALUES], tl.float32)
+    for first in range(tl.program_id(0) * TOKENS, visits, shares * TOKENS):
+        token, ok = _visited(
+            first + tl.arange(0, TOKENS),
+            visits,
+            clip,
+            list_ptr,
+            epoch_ptr,
+            clip_ptr,
+            seed,
+            GRID,
+            UNIT,
+            MODE,
+            UNITS,
+            LEFT,
+            RIGHT,
+            ROUNDS,
+        )
+        ok = ok & (tl.load(values_ptr + token // GRID[3], mask=ok, other=0) > 0)
+        rows = clip.to(tl.int64) * N * C + token[:, None] * C + c[None, :]
+        features = tl.load(features_ptr + rows, mask=ok[:, None] & (c < C)[None, :], other=0.0)
+        _, difference = _difference(
+            features,
+            weight_ptr,
+            bias_ptr,
+            codes_ptr,
+            scale_ptr,
+            lookup_ptr,
+            affine,
+            token,
+            ok,
+            v,
+            num_voxels,
+            C,
+            CHANNELS,
+            BRAIN_ONLY,
+            GRID,
+            IMAGE,
+            PATCH,
+        )
+        dbias += tl.sum(difference, 0)
+        dweight = tl.dot(tl.trans(difference.to(features.dtype)), features, dweight, input_precision="ieee")
+    factor = 2.0 * tl.load(factor_ptr + clip)
+    share = (clip.to(tl.int64) * shares + tl.program_id(0)) * P
+    inside = (v < P)[:, None] & (c < C)[None, :]
+    tl.store(dweight_ptr + share * C + v[:, None] * C + c[None, :], dweight * factor, mask=inside)
+    tl.store(dbias_ptr + share + v, dbias * factor, mask=v < P)
+
+
+@triton.jit
+def _visited(
+    visit,
+    visits,
+    clip,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    GRID: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """The hidden tokens of some visits, and which of the visits have one."""
+    ok = visit < visits
+    if MODE == DRAWN:
+        return drawn_token(visit, ok, clip, epoch_ptr, clip_ptr, seed, GRID, UNIT, UNITS, LEFT, RIGHT, ROUNDS)
+    else:
+        first = clip.to(tl.int64) * (GRID[0] * GRID[1] * GRID[2] * GRID[3] + 1)
+        return tl.load(list_ptr + first + visit, mask=ok, other=0), ok
+
+
+@triton.jit
+def _difference(
+    features,
+    weight_ptr,
+    bias_ptr,
+    codes_ptr,
+    scale_ptr,
+    lookup_ptr,
+    affine,
+    token,
+    ok,
+    v,
+    num_voxels,
+    C: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BRAIN_ONLY: tl.constexpr,
+    GRID: tl.constexpr,
+    IMAGE: tl.constexpr,
+    PATCH: tl.constexpr,
+):
+    """Rows v of the head, and prediction minus truth, [tokens, values] in float32, 0 where a value does not count."""
+    P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
+    c = tl.arange(0, CHANNELS)
+    w = tl.load(weight_ptr + v[:, None] * C + c[None, :], mask=(v < P)[:, None] & (c < C)[None, :], other=0.0)
+    bias = tl.load(bias_ptr + v, mask=v < P, other=0.0).to(tl.float32)
+    truth, counted = load_values(
+        codes_ptr,
+        scale_ptr,
+        lookup_ptr,
+        affine,
+        token // GRID[3],
+        token % GRID[3],
+        ok,
+        v,
+        num_voxels,
+        GRID,
+        IMAGE,
+        PATCH,
+    )
+    difference = tl.dot(features, tl.trans(w), input_precision="ieee") + (bias[None, :] - truth)
+    if not BRAIN_ONLY:
+        counted = ok[:, None] & (v < P)[None, :]
+    return w, tl.where(counted, difference, 0.0)
+
+
+def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_only: bool, with_gradients: bool):
+    """Return the loss and its gradients; arguments as `fmri_scale.kernels.loss.masked_loss`."""
+    refuse_float64(features)
+    device = features.device
+    features, weight, bias = features.contiguous(), weight.contiguous(), bias.contiguous()
+    batch, most, visits = _visits(clips, hidden)
+    values = _values(clips, brain_only)
+    constants = {**_tile(weight), "BRAIN_ONLY": brain_only, **layout(clips, hidden)}
+    factor = _factor(values, visits, most, batch, constants)
+    programs = triton.cdiv(max(1, most), constants["TOKENS"])
+    squares = torch.empty(batch, programs, dtype=torch.float32, device=device)
+    d_features = torch.zeros_like(features) if with_gradients else features.new_empty(0)
+    head = (features, weight, bias, factor, values)
+    rest = (*clip_arguments(clips), *visits)
+    launch(
+        loss_feature_kernel,
+        (programs, batch),
+        device,
+        *head,
+        squares,
+        d_features,
+        *rest,
+        GRADIENTS=with_gradients,
+        **constants,
+        num_warps=4,
+    )
+    loss = squares.sum()
+    if not with_gradients:
+        return loss, d_features, weight.new_empty(0), bias.new_empty(0)
+    shares = max(1, min(SHARES // batch, programs))
+    d_weight = torch.empty(batch, shares, *weight.shape, dtype=torch.float32, device=device)
+    d_bias = torch.empty(batch, shares, len(bias), dtype=torch.float32, device=device)
+    grid = (shares, triton.cdiv(len(bias), constants["VALUES"]), batch)
+    launch(loss_head_kernel, grid, device, *head, d_weight, d_bias, *rest, **constants, num_warps=4)
+    return loss, d_features, d_weight.sum((0, 1)).to(weight.dtype), d_bias.sum((0, 1)).to(bias.dtype)
+
+
+def _visits(clips: CodedClips, hidden: Hidden) -> tuple[int, int, tuple[torch.Tensor | int, ...]]:
+    """Clips, the most visits a clip can have, and the arguments that enumerate them: how many visits each clip has,
+    the list of tokens, epoch, clip_ids, seed."""
+    batch, device = clips.codes.shape[0], clips.codes.device
+    if hidden.clip_ids is not None:
+        most = hidden.num_hidden * math.prod(hidden.unit)
+        visits = torch.full((batch,), most, dtype=torch.int32, device=device)
+        _, epoch, clip_ids, seed, _ = hidden_arguments(hidden, visits)
+        return batch, most, (visits, visits, epoch, clip_ids, seed)
+    tokens = math.prod(clips.grid)
+    if hidden.given is None:
+        visits = torch.zeros(batch, dtype=torch.int32, device=device)
+        return batch, 0, (visits, visits, visits, visits, 0)
+    place = torch.where(hidden.given, hidden.given.cumsum(1) - 1, tokens)  # what is not hidden goes behind the end
+    listed = torch.empty(batch, tokens + 1, dtype=torch.int32, device=device)
+    listed.scatter_(1, place, torch.arange(tokens, dtype=torch.int32, device=device).expand(batch, tokens))
+    visits = hidden.given.sum(1, dtype=torch.int32)
+    return batch, tokens, (visits, listed, visits, visits, 0)
+
+
+def _values(clips: CodedClips, brain_only: bool) -> torch.Tensor:
+    """How many values of each position's patch count, int32 (M,)."""
+    d, h, w, _ = clips.grid
+    px, py, pz = clips.patch
+    if not brain_only:
+        return torch.full((d * h * w,), px * py * pz, dtype=torch.int32, device=clips.codes.device)
+    brain = (clips.lookup >= 0).view(d, px, h, py, w, pz)
+    return brain.sum((1, 3, 5), dtype=torch.int32).flatten()
+
+
+def _factor(values, visits, most: int, batch: int, constants) -> torch.Tensor:
+    """1 / (clips * values that count), float32 (B,)."""
+    programs = triton.cdiv(max(1, most), COUNT_BLOCK)
+    counts = torch.empty(batch, programs, dtype=torch.int32, device=values.device)
+    names = ("GRID", "UNIT", "MODE", "UNITS", "LEFT", "RIGHT", "ROUNDS")
+    chosen = {name: constants[name] for name in names}
+    launch(
+        loss_count_kernel,
+        (programs, batch),
+        values.device,
+        counts,
+        values,
+        *visits,
+        TOKENS=COUNT_BLOCK,
+        **chosen,
+        num_warps=4,
+    )
+    return (1.0 / (batch * counts.sum(1).clamp(min=1)).double()).float()
+
+
+def _tile(weight: torch.Tensor) -> dict[str, int]:
+    tokens, values = TILES.get(weight.dtype, TILES[torch.bfloat16])
+    width = weight.shape[1]
+    return {"C": width, "CHANNELS": max(16, triton.next_power_of_2(width)), "TOKENS": tokens, "VALUES": values}
