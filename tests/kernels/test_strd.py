@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from fmri_scale.kernels import strd
+from fmri_scale.kernels.strd import cpu
+from fmri_scale.kernels.strd.op import strd_scores_op
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -22,7 +24,7 @@ def test_scores_equal_the_published_ones():
 def test_blocks_of_windows_change_nothing(monkeypatch):
     h = torch.randn(7, 32, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     whole = strd.scores(h, (2, 2, 2, 4), 3, 5)
-    monkeypatch.setattr(strd, "BLOCK_WINDOWS", 3)
+    monkeypatch.setattr(cpu, "BLOCK_WINDOWS", 3)
     torch.testing.assert_close(strd.scores(h, (2, 2, 2, 4), 3, 5), whole)
     assert 0.0 < whole.min() <= whole.max() <= 1.0
 
@@ -30,6 +32,11 @@ def test_blocks_of_windows_change_nothing(monkeypatch):
 def test_window_without_neighbours_drops_nothing():
     h = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(strd.scores(h, (2, 2, 1, 1), 1, 1), torch.zeros(2, 4))
+
+
+def test_scores_pass_opcheck():
+    h = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(0))
+    torch.library.opcheck(strd_scores_op, (h, [2, 2, 1, 2], 3, 3, "auto"))
 
 
 def test_wrong_shape_is_named():

@@ -2,16 +2,13 @@
 
 import torch
 
-from fmri_scale.kernels.strd import reference
+from fmri_scale.kernels.strd.op import strd_scores_op
 from fmri_scale.kernels.windows import Axes
 
 __all__ = ["scores"]
 
-BLOCK_WINDOWS = 64
-"Windows whose L x L matrices exist at a time."
 
-
-def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5) -> torch.Tensor:
+def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, backend: str = "auto") -> torch.Tensor:
     """Probability with which the published code drops each token of each window.
 
     Parameters
@@ -22,6 +19,8 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5) 
         Tokens of a window per axis; their product is L.
     l_spat, l_temp : int
         Edge of the spatial and temporal neighbourhood in tokens.
+    backend : str
+        `auto`, `torch` or `triton`; the Triton kernel keeps no L x L matrix in memory.
 
     Returns
     -------
@@ -31,6 +30,4 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5) 
     if h_WLC.ndim != 3 or h_WLC.shape[1] != window[0] * window[1] * window[2] * window[3]:
         raise ValueError(f"h is {tuple(h_WLC.shape)}: expected (windows, {window} tokens, C)")
     with torch.no_grad():
-        window = (window[0], window[1], window[2], window[3])  # a list would not hash
-        parts = h_WLC.split(BLOCK_WINDOWS)
-        return torch.cat([reference.scores(part, window, l_spat, l_temp) for part in parts])
+        return strd_scores_op(h_WLC, list(window), l_spat, l_temp, backend)
