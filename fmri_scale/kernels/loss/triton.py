@@ -1,14 +1,12 @@
 """Head and masked loss in Triton: only hidden tokens are visited, and neither prediction nor truth is stored.
 
-Hidden tokens are enumerated, by the inverse of the keyed bijection or from a list. Three kernels: one counts the
-values that count; one makes the loss and the features' gradient, a few values of the patch at a time; one makes the
-difference again for the gradient of the head, summed over shares of the visits and then in a fixed order.
+Hidden tokens are enumerated (`visits.py`), which also counts the values that count. One kernel makes the loss and the
+features' gradient, a few values of the patch at a time; one makes the difference again for the gradient of the head,
+summed over shares of the visits and then in a fixed order.
 
 The gradient is multiplied as prediction minus truth and scaled afterwards in float32, so that no value is too small
 for its dtype.
 """
-
-import math
 
 import torch
 import triton
@@ -16,64 +14,20 @@ import triton.language as tl
 
 from fmri_scale.kernels.clips import CodedClips, Hidden
 from fmri_scale.kernels.clips_jit import (
-    DRAWN,
     clip_arguments,
-    drawn_token,
-    hidden_arguments,
     layout,
     load_affine,
     load_values,
     refuse_float64,
 )
 from fmri_scale.kernels.jit import launch
+from fmri_scale.kernels.loss.visits import factor_of, values_of, visited, visits_of
 
 TILES = {torch.float32: (16, 16), torch.bfloat16: (64, 32)}
 """Tokens of a program, and values of a patch at a time: in float32 products are made by the ordinary pipes, and need
 registers for their operands. Chosen from what compiles without spills."""
 SHARES = 128
 "Parts into which a batch's visits are cut for the head's gradient, whatever the device: sums must not depend on it."
-COUNT_BLOCK = 1024
-
-
-@triton.jit
-def loss_count_kernel(
-    count_ptr,
-    values_ptr,
-    visits_ptr,
-    list_ptr,
-    epoch_ptr,
-    clip_ptr,
-    seed,
-    TOKENS: tl.constexpr,
-    GRID: tl.constexpr,
-    UNIT: tl.constexpr,
-    MODE: tl.constexpr,
-    UNITS: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    ROUNDS: tl.constexpr,
-):
-    """How many values count among TOKENS visits (program axis 0) of a clip (axis 1)."""
-    clip = tl.program_id(1)
-    visits = tl.load(visits_ptr + clip)
-    token, ok = _visited(
-        tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
-        visits,
-        clip,
-        list_ptr,
-        epoch_ptr,
-        clip_ptr,
-        seed,
-        GRID,
-        UNIT,
-        MODE,
-        UNITS,
-        LEFT,
-        RIGHT,
-        ROUNDS,
-    )
-    values = tl.load(values_ptr + token // GRID[3], mask=ok, other=0)
-    tl.store(count_ptr + clip * tl.num_programs(0) + tl.program_id(0), tl.sum(values, 0))
 
 
 @triton.jit
@@ -118,7 +72,7 @@ def loss_feature_kernel(
     P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
     clip = tl.program_id(1)
     visits = tl.load(visits_ptr + clip)
-    token, ok = _visited(
+    token, ok = visited(
         tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
         visits,
         clip,
@@ -226,7 +180,7 @@ def loss_head_kernel(
     dweight = tl.zeros([VALUES, CHANNELS], tl.float32)
     dbias = tl.zeros([VALUES], tl.float32)
     for first in range(tl.program_id(0) * TOKENS, visits, shares * TOKENS):
-        token, ok = _visited(
+        token, ok = visited(
             first + tl.arange(0, TOKENS),
             visits,
             clip,
@@ -271,32 +225,6 @@ def loss_head_kernel(
     inside = (v < P)[:, None] & (c < C)[None, :]
     tl.store(dweight_ptr + share * C + v[:, None] * C + c[None, :], dweight * factor, mask=inside)
     tl.store(dbias_ptr + share + v, dbias * factor, mask=v < P)
-
-
-@triton.jit
-def _visited(
-    visit,
-    visits,
-    clip,
-    list_ptr,
-    epoch_ptr,
-    clip_ptr,
-    seed,
-    GRID: tl.constexpr,
-    UNIT: tl.constexpr,
-    MODE: tl.constexpr,
-    UNITS: tl.constexpr,
-    LEFT: tl.constexpr,
-    RIGHT: tl.constexpr,
-    ROUNDS: tl.constexpr,
-):
-    """The hidden tokens of some visits, and which of the visits have one."""
-    ok = visit < visits
-    if MODE == DRAWN:
-        return drawn_token(visit, ok, clip, epoch_ptr, clip_ptr, seed, GRID, UNIT, UNITS, LEFT, RIGHT, ROUNDS)
-    else:
-        first = clip.to(tl.int64) * (GRID[0] * GRID[1] * GRID[2] * GRID[3] + 1)
-        return tl.load(list_ptr + first + visit, mask=ok, other=0), ok
 
 
 @triton.jit
@@ -349,10 +277,10 @@ def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_onl
     refuse_float64(features)
     device = features.device
     features, weight, bias = features.contiguous(), weight.contiguous(), bias.contiguous()
-    batch, most, visits = _visits(clips, hidden)
-    values = _values(clips, brain_only)
+    batch, most, visits = visits_of(clips, hidden)
+    values = values_of(clips, brain_only)
     constants = {**_tile(weight), "BRAIN_ONLY": brain_only, **layout(clips, hidden)}
-    factor = _factor(values, visits, most, batch, constants)
+    factor = factor_of(values, visits, most, batch, constants)
     programs = triton.cdiv(max(1, most), constants["TOKENS"])
     squares = torch.empty(batch, programs, dtype=torch.float32, device=device)
     d_features = torch.zeros_like(features) if with_gradients else features.new_empty(0)
@@ -379,56 +307,6 @@ def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_onl
     grid = (shares, triton.cdiv(len(bias), constants["VALUES"]), batch)
     launch(loss_head_kernel, grid, device, *head, d_weight, d_bias, *rest, **constants, num_warps=4)
     return loss, d_features, d_weight.sum((0, 1)).to(weight.dtype), d_bias.sum((0, 1)).to(bias.dtype)
-
-
-def _visits(clips: CodedClips, hidden: Hidden) -> tuple[int, int, tuple[torch.Tensor | int, ...]]:
-    """Clips, the most visits a clip can have, and the arguments that enumerate them: how many visits each clip has,
-    the list of tokens, epoch, clip_ids, seed."""
-    batch, device = clips.codes.shape[0], clips.codes.device
-    if hidden.clip_ids is not None:
-        most = hidden.num_hidden * math.prod(hidden.unit)
-        visits = torch.full((batch,), most, dtype=torch.int32, device=device)
-        _, epoch, clip_ids, seed, _ = hidden_arguments(hidden, visits)
-        return batch, most, (visits, visits, epoch, clip_ids, seed)
-    tokens = math.prod(clips.grid)
-    if hidden.given is None:
-        visits = torch.zeros(batch, dtype=torch.int32, device=device)
-        return batch, 0, (visits, visits, visits, visits, 0)
-    place = torch.where(hidden.given, hidden.given.cumsum(1) - 1, tokens)  # what is not hidden goes behind the end
-    listed = torch.empty(batch, tokens + 1, dtype=torch.int32, device=device)
-    listed.scatter_(1, place, torch.arange(tokens, dtype=torch.int32, device=device).expand(batch, tokens))
-    visits = hidden.given.sum(1, dtype=torch.int32)
-    return batch, tokens, (visits, listed, visits, visits, 0)
-
-
-def _values(clips: CodedClips, brain_only: bool) -> torch.Tensor:
-    """How many values of each position's patch count, int32 (M,)."""
-    d, h, w, _ = clips.grid
-    px, py, pz = clips.patch
-    if not brain_only:
-        return torch.full((d * h * w,), px * py * pz, dtype=torch.int32, device=clips.codes.device)
-    brain = (clips.lookup >= 0).view(d, px, h, py, w, pz)
-    return brain.sum((1, 3, 5), dtype=torch.int32).flatten()
-
-
-def _factor(values, visits, most: int, batch: int, constants) -> torch.Tensor:
-    """1 / (clips * values that count), float32 (B,)."""
-    programs = triton.cdiv(max(1, most), COUNT_BLOCK)
-    counts = torch.empty(batch, programs, dtype=torch.int32, device=values.device)
-    names = ("GRID", "UNIT", "MODE", "UNITS", "LEFT", "RIGHT", "ROUNDS")
-    chosen = {name: constants[name] for name in names}
-    launch(
-        loss_count_kernel,
-        (programs, batch),
-        values.device,
-        counts,
-        values,
-        *visits,
-        TOKENS=COUNT_BLOCK,
-        **chosen,
-        num_warps=4,
-    )
-    return (1.0 / (batch * counts.sum(1).clamp(min=1)).double()).float()
 
 
 def _tile(weight: torch.Tensor) -> dict[str, int]:

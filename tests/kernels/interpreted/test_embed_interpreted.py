@@ -8,7 +8,7 @@ from fmri_scale.kernels.clips import Hidden
 from fmri_scale.kernels.embed import cases, embed, reference
 
 PICKED = [
-    cases.ClipCase(2, (12, 6, 12), (6, 6, 6), 10, 36, "drawn", (2, 1, 1, 4), (2, 1, 1, 4)),
+    cases.ClipCase(2, (12, 6, 6), (6, 6, 6), 10, 36, "drawn", (2, 1, 1, 4), (2, 1, 1, 4)),
     cases.ClipCase(1, (4, 4, 6), (2, 2, 3), 20, 72, "drawn", (1, 1, 1, 20)),
     cases.ClipCase(3, (2, 2, 2), (2, 2, 2), 3, 12, "drawn", ratio=1.0),
 ]

@@ -1,0 +1,135 @@
+"""Which tokens the loss's kernels visit: the hidden ones, by the inverse of the keyed bijection or from a list.
+
+A clip has as many visits as hidden tokens (drawn units that the grid's end cuts have some without a token), known on
+the device alone; how many values count among them is summed by a small kernel.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips_jit import DRAWN, drawn_token, hidden_arguments
+from fmri_scale.kernels.jit import launch
+
+COUNT_BLOCK = 1024
+"Visits of a program that counts."
+
+
+@triton.jit
+def loss_count_kernel(
+    count_ptr,
+    values_ptr,
+    visits_ptr,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    TOKENS: tl.constexpr,
+    GRID: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """How many values count among TOKENS visits (program axis 0) of a clip (axis 1)."""
+    clip = tl.program_id(1)
+    visits = tl.load(visits_ptr + clip)
+    token, ok = visited(
+        tl.program_id(0) * TOKENS + tl.arange(0, TOKENS),
+        visits,
+        clip,
+        list_ptr,
+        epoch_ptr,
+        clip_ptr,
+        seed,
+        GRID,
+        UNIT,
+        MODE,
+        UNITS,
+        LEFT,
+        RIGHT,
+        ROUNDS,
+    )
+    values = tl.load(values_ptr + token // GRID[3], mask=ok, other=0)
+    tl.store(count_ptr + clip * tl.num_programs(0) + tl.program_id(0), tl.sum(values, 0))
+
+
+@triton.jit
+def visited(
+    visit,
+    visits,
+    clip,
+    list_ptr,
+    epoch_ptr,
+    clip_ptr,
+    seed,
+    GRID: tl.constexpr,
+    UNIT: tl.constexpr,
+    MODE: tl.constexpr,
+    UNITS: tl.constexpr,
+    LEFT: tl.constexpr,
+    RIGHT: tl.constexpr,
+    ROUNDS: tl.constexpr,
+):
+    """The hidden tokens of some visits, and which of the visits have one."""
+    ok = visit < visits
+    if MODE == DRAWN:
+        return drawn_token(visit, ok, clip, epoch_ptr, clip_ptr, seed, GRID, UNIT, UNITS, LEFT, RIGHT, ROUNDS)
+    else:
+        first = clip.to(tl.int64) * (GRID[0] * GRID[1] * GRID[2] * GRID[3] + 1)
+        return tl.load(list_ptr + first + visit, mask=ok, other=0), ok
+
+
+def visits_of(clips: CodedClips, hidden: Hidden) -> tuple[int, int, tuple[torch.Tensor | int, ...]]:
+    """Clips, the most visits a clip can have, and the arguments that enumerate them: how many visits each clip has,
+    the list of tokens, epoch, clip_ids, seed."""
+    batch, device = clips.codes.shape[0], clips.codes.device
+    if hidden.clip_ids is not None:
+        most = hidden.num_hidden * math.prod(hidden.unit)
+        visits = torch.full((batch,), most, dtype=torch.int32, device=device)
+        _, epoch, clip_ids, seed, _ = hidden_arguments(hidden, visits)
+        return batch, most, (visits, visits, epoch, clip_ids, seed)
+    tokens = math.prod(clips.grid)
+    if hidden.given is None:
+        visits = torch.zeros(batch, dtype=torch.int32, device=device)
+        return batch, 0, (visits, visits, visits, visits, 0)
+    place = torch.where(hidden.given, hidden.given.cumsum(1) - 1, tokens)  # what is not hidden goes behind the end
+    listed = torch.empty(batch, tokens + 1, dtype=torch.int32, device=device)
+    listed.scatter_(1, place, torch.arange(tokens, dtype=torch.int32, device=device).expand(batch, tokens))
+    visits = hidden.given.sum(1, dtype=torch.int32)
+    return batch, tokens, (visits, listed, visits, visits, 0)
+
+
+def values_of(clips: CodedClips, brain_only: bool) -> torch.Tensor:
+    """How many values of each position's patch count, int32 (M,)."""
+    d, h, w, _ = clips.grid
+    px, py, pz = clips.patch
+    if not brain_only:
+        return torch.full((d * h * w,), px * py * pz, dtype=torch.int32, device=clips.codes.device)
+    brain = (clips.lookup >= 0).view(d, px, h, py, w, pz)
+    return brain.sum((1, 3, 5), dtype=torch.int32).flatten()
+
+
+def factor_of(values, visits, most: int, batch: int, constants) -> torch.Tensor:
+    """1 / (clips * values that count), float32 (B,)."""
+    programs = triton.cdiv(max(1, most), COUNT_BLOCK)
+    counts = torch.empty(batch, programs, dtype=torch.int32, device=values.device)
+    names = ("GRID", "UNIT", "MODE", "UNITS", "LEFT", "RIGHT", "ROUNDS")
+    chosen = {name: constants[name] for name in names}
+    launch(
+        loss_count_kernel,
+        (programs, batch),
+        values.device,
+        counts,
+        values,
+        *visits,
+        TOKENS=COUNT_BLOCK,
+        **chosen,
+        num_warps=4,
+    )
+    return (1.0 / (batch * counts.sum(1).clamp(min=1)).double()).float()
