@@ -28,12 +28,19 @@ def forbidden_modules() -> list[str]:
             continue
         allowed.add(name)
         waiting += [_normal(re.split(r"[ ;<>=!~\[(]", r, maxsplit=1)[0]) for r in required if "extra ==" not in r]
-    owners = importlib.metadata.packages_distributions()
-    return sorted(
-        module
-        for module, names in owners.items()
-        if module not in OURS | set(sys.stdlib_module_names) and not {_normal(n) for n in names} & allowed
-    )
+    kept = OURS | set(sys.stdlib_module_names)
+    return sorted(m for m, owners in _owners().items() if m not in kept and not owners & allowed)
+
+
+def _owners() -> dict[str, set[str]]:
+    """Return the distributions that hold each top-level module (as Python 3.10 does not tell for all wheels)."""
+    owners: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or []:
+            module = file.parts[0].removesuffix(".py") if len(file.parts) == 1 else file.parts[0]
+            if module.isidentifier() and (file.suffix == ".py" or file.suffix == ".so"):
+                owners.setdefault(module, set()).add(_normal(distribution.metadata["Name"]))
+    return owners
 
 
 def run_slim(body: str, *args: object) -> str:
