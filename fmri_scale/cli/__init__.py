@@ -14,12 +14,15 @@ from fmri_scale.errors import FmriScaleError
 from sharding.errors import ShardingError
 
 COMMANDS = {
+    "doctor": "look before the run: is this machine, are all machines together, fit for it?",
+    "estimate": "tell what a run will take: memory, step time, reading, exchange, duration",
     "config": "print every configuration key, or a resolved configuration",
     "parity": "compare the model with golden values of the published NeuroSTORM",
     "export": "turn a training run into a released checkpoint",
     "features": "bring NIfTI runs through a released checkpoint to embeddings",
     "evaluate": "score features on a downstream task, beside connectivity, with intervals",
     "attribute": "weigh regions: occlusion or gradients of a head, or reconstruction error",
+    "experiment": "run a whole comparison of pretraining arms from one file, resumably",
     "verify-release": "check a released checkpoint whole: checksums, weights, reference output",
     "import-neurostorm": "turn a public NeuroSTORM checkpoint into a released one, running nothing it holds",
     "export-graph": "write the encoder as a graph that torch alone runs",
@@ -32,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _parser(next((a for a in argv if not a.startswith("-")), None))
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "items") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes FILE and KEY=VALUE before options or after them, not both
+        args.items += rest
     try:
         return args.run(args)
     except (FmriScaleError, ShardingError) as error:

@@ -1,0 +1,61 @@
+"""Seconds of computing in an optimizer step: matrix products, scan and element-wise work one after the other.
+
+Each at the rate that it reaches on the device; a GPU is never faster than its host starts operations. Element-wise
+work is counted as bytes moved: of a block per token and channel, of the voxels for decoding, embedding and the loss.
+"""
+
+import math
+
+from fmri_scale.config import Config, ModelConfig
+from fmri_scale.models import cost
+from fmri_scale.models.cost import SCAN_BACKWARD, SCAN_FORWARD
+from fmri_scale.models.shapes import decoder_stages, effective_window, encoder_stages
+from fmri_scale.training.estimate.devices import Device
+
+BLOCK_BYTES = 390
+"Bytes moved per token, channel and block, forward and backward in bf16, where each operation is a kernel of its own."
+VOXEL_BYTES = 84
+"Bytes moved per voxel and frame for decoding, patches, prediction and loss in fp32, likewise."
+FP32_FACTOR = 1.9
+"The same work in fp32 over bf16; statistics and the scan's state are fp32 in both."
+BLOCK_LAUNCHES, OTHER_LAUNCHES = 110, 350
+"Operations started per block, and besides, in a forward and backward pass."
+ADAM_BYTES = 32
+"Bytes read and written per parameter by the optimizer's step, norm and clipping included."
+
+
+def scan_elements(model: ModelConfig) -> int:
+    """Return token x channel x state of all scans in one clip's forward pass, padding included."""
+    return model.expand * model.state_dim * sum(_padded(model).values())
+
+
+def compute_seconds(config: Config, device: Device, world_size: int) -> float:
+    """Return the seconds of computing in an optimizer step of one rank."""
+    model = config.model
+    bf16 = config.engine.dtype == "bf16"
+    total, elements = cost(model).total, scan_elements(model)
+    again = SCAN_FORWARD if model.checkpoint_blocks else 0
+    products = total.forward_flops + total.backward_flops - elements * (SCAN_FORWARD + SCAN_BACKWARD + again)
+    scans = elements * (4 / 3 if model.checkpoint_blocks else 1)
+    voxels = model.num_frames * math.prod(model.image_size)
+    moved = BLOCK_BYTES * sum(_padded(model).values()) * (1 if bf16 else FP32_FACTOR) + VOXEL_BYTES * voxels
+    clip_s = products / (device.matmul_bf16 if bf16 else device.matmul_fp32)
+    clip_s += scans / device.scan_elements + moved / device.bandwidth
+    micro_steps = config.optim.global_batch / (config.optim.micro_batch * world_size)
+    launches = BLOCK_LAUNCHES * sum(s.depth for s in _stages(model)) + OTHER_LAUNCHES
+    micro_s = max(config.optim.micro_batch * clip_s, launches * device.launch_s)
+    shards = world_size if config.engine.zero_stage else 1
+    return micro_steps * micro_s + ADAM_BYTES * total.parameters / shards / device.bandwidth
+
+
+def _padded(model: ModelConfig) -> dict[int, int]:
+    """Return, by stage, tokens x channels of its blocks for one clip, on grids padded to whole windows."""
+    sizes = {}
+    for i, s in enumerate(_stages(model)):
+        padded, _, _ = effective_window((*s.grid, model.num_frames), s.window, s.shifted)
+        sizes[i] = s.depth * math.prod(padded) * s.width
+    return sizes
+
+
+def _stages(model: ModelConfig) -> list:
+    return [*encoder_stages(model), *decoder_stages(model)]
