@@ -140,7 +140,13 @@ class Trainer:
             log.info("%s: all %d steps are done", self.run_dir, steps)
         while self.step < steps:
             result = train_step(
-                self.engine, self.stream, self.prepare, self.config.optim, self.step, lambda: self.stop.received
+                self.engine,
+                self.stream,
+                self.prepare,
+                self.config.optim,
+                self.step,
+                lambda: self.stop.received,
+                lambda: len(self.stream.faults.bad),
             )
             self._count(result)
             if any(result.signals) and self.step < steps:
@@ -165,6 +171,8 @@ class Trainer:
         """Move on by one step: a skipped step counts, and its clips are consumed."""
         self.step += 1
         self.stream.advance(self.config.optim.global_batch)
+        if result.bad_clips > self.config.data.max_bad_clips:
+            check_ranks(self.stream)  # of all ranks together: where that is too many, all stop with the list
         self.speed.add(result.seconds, result.wait_s)
         if result.applied:
             self.bad_steps.good()

@@ -27,6 +27,7 @@ class StepResult:
     seconds, wait_s : duration, and the longest any rank waited for data.
     masked_fraction, masked_fraction_brain : hidden share of all tokens, and of those that hold brain.
     signals : signal numbers the ranks have received, 0 for none.
+    bad_clips : clips that could not be read and were replaced, of all ranks since they started.
     micro_batches : this rank's losses and clips, to be written down if they were bad.
     """
 
@@ -39,6 +40,7 @@ class StepResult:
     masked_fraction: float
     masked_fraction_brain: float
     signals: list[int]
+    bad_clips: int
     micro_batches: list[dict[str, Any]]
 
 
@@ -49,6 +51,7 @@ def train_step(
     optim: OptimConfig,
     step: int,
     signal_received: Callable[[], int],
+    bad_clips: Callable[[], int] = lambda: 0,
 ) -> StepResult:
     """Take the step after `step` steps.
 
@@ -57,7 +60,7 @@ def train_step(
     engine : DeepSpeed's, whose accumulation makes up the global batch.
     stream : this rank's micro-batches.
     prepare : turns a batch into the arguments of the model on the device.
-    signal_received : asked at the end of the step, so that all ranks learn of it together.
+    signal_received, bad_clips : asked at the end of the step, so that all ranks learn of them together.
     """
     begin, wait_s = time.perf_counter(), 0.0
     lr = learning_rate(step, optim)
@@ -81,8 +84,8 @@ def train_step(
 
     micro_losses = torch.stack(losses).tolist()
     fractions = torch.stack(hidden).mean(0).tolist()
-    notes = [math.fsum(micro_losses) / len(micro_losses), *fractions, wait_s, float(signal_received())]
-    loss, masked, masked_brain, waits, signals = zip(*exchange(notes, engine.device), strict=True)
+    notes = [math.fsum(micro_losses) / len(micro_losses), *fractions, wait_s, float(signal_received()), bad_clips()]
+    loss, masked, masked_brain, waits, signals, bad = zip(*exchange(notes, engine.device), strict=True)
     return StepResult(
         loss=math.fsum(loss) / len(loss),
         grad_norm=grad_norm,
@@ -93,6 +96,7 @@ def train_step(
         masked_fraction=math.fsum(masked) / len(masked),
         masked_fraction_brain=math.fsum(masked_brain) / len(masked_brain),
         signals=[int(number) for number in signals],
+        bad_clips=int(sum(bad)),
         micro_batches=[{"loss": repr(x), "clips": names} for x, names in zip(micro_losses, clips, strict=True)],
     )
 
