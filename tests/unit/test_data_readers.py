@@ -109,6 +109,21 @@ def test_clips_that_bring_down_every_reader_count_as_unreadable(corpus):
     clips.close()
 
 
+def test_a_file_system_that_stalls_ends_with_the_stack_and_the_reason(tmp_path, caplog):
+    """A pipe without a writer in the place of a shard holds whoever opens it, as a dead mount does."""
+    corpus = open_corpus(write_corpus(tmp_path / "corpus", [Segment(60)]))
+    shard = next((corpus.path / "shards").iterdir())
+    shard.unlink()
+    os.mkfifo(shard)
+    clips = stream(corpus, num_readers=1, stall_timeout_s=0.5)
+    with pytest.raises(DataError, match="3 reader processes in turn died or did not answer"):
+        next(clips)
+    stuck = [r.message for r in caplog.records if "it is replaced" in r.message]
+    assert len(stuck) == 3
+    assert all("local.py" in message and "phantom__sub-00000__000000 of shard" in message for message in stuck)
+    clips.close()
+
+
 def test_readers_are_gone_soon_after_their_trainer_was_killed(corpus, tmp_path):
     program = textwrap.dedent(
         """

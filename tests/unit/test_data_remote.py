@@ -129,6 +129,18 @@ def test_a_store_that_lies_or_stalls_once_is_asked_again_or_named(store, tmp_pat
     assert stream.faults.retries == 1
 
 
+def test_a_store_that_stalls_does_not_stop_readers_that_ask_again(store, tmp_path, expected):
+    config = settings(store.url, tmp_path, cache_gb=0.0, stall_timeout_s=4.0, num_readers=2, prefetch_mb=1)
+    corpora = open_corpora(config)
+    store.faults = {TAR: ["stall", 503, "cut", "stall"]}
+    stream = ClipStream(corpora, config, 20, 2, 2)
+    got = [(b.codes.numpy().copy(), b.scale.numpy().copy(), b.keys) for b in itertools.islice(stream, 40)]
+    stream.close()
+    assert same(got, expected)
+    assert stream.faults.retries >= 2
+    assert not stream.faults.bad
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
