@@ -3,6 +3,7 @@
 Everything installed here that is not one of CORE, or required by one of them, cannot be imported there.
 """
 
+import functools
 import importlib.metadata
 import re
 import subprocess
@@ -32,6 +33,7 @@ def forbidden_modules() -> list[str]:
     return sorted(m for m, owners in _owners().items() if m not in kept and not owners & allowed)
 
 
+@functools.cache
 def _owners() -> dict[str, set[str]]:
     """Return the distributions that hold each top-level module (as Python 3.10 does not tell for all wheels)."""
     owners: dict[str, set[str]] = {}

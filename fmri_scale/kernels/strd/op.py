@@ -1,6 +1,6 @@
 """The scores as one operator, `fmri_scale::strd_scores`; it has no gradient."""
 
-from collections.abc import Sequence
+from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' types from typing alone
 
 import torch
 from torch import Tensor
