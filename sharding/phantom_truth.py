@@ -36,7 +36,7 @@ class TruthSettings:
     "Edge of a voxel."
     tr: float = 2.0
     "Repetition time in s; build with --target-tr native to keep the frames as they are."
-    pairs: tuple[tuple[str, str], ...] = (("motor_1_L", "dorsal_attention_3_L"), ("motor_2_R", "dorsal_attention_4_R"))
+    pairs: tuple[tuple[str, str], ...] = (("cerebellum_1_L", "default_5_L"), ("cerebellum_2_R", "default_6_R"))
     "Regions whose coupling differs between the groups."
     coupling: float = 0.9
     "Their correlation in controls."
@@ -44,7 +44,7 @@ class TruthSettings:
     "Correlation of a course with itself one volume later."
     planted_signal: float = 0.9
     "Share of a voxel's variance in time that is its region's course, in planted regions."
-    other_signal: float = 0.6
+    other_signal: float = 0.3
     "The same in all other regions."
     null: bool = False
     "Draw who is coupled without regard to the group."
