@@ -272,7 +272,7 @@ def _zips(good: bytes) -> dict[str, bytes]:
         "zip_two_pickles": _written(lambda z: [z.writestr(f"{n}/data.pkl", good) for n in "ab"]),
         "zip_no_pickle": _written(lambda z: z.writestr("a/version", b"3")),
         "zip_path_upwards": _written(lambda z: [z.writestr("a/data.pkl", good), z.writestr("../evil", b"x")]),
-        "zip_absolute_path": _written(lambda z: [z.writestr("a/data.pkl", good), z.writestr("/tmp/evil", b"x")]),
+        "zip_absolute_path": _written(lambda z: [z.writestr("a/data.pkl", good), z.writestr("/absolute/evil", b"x")]),
         "zip_second_folder": _written(lambda z: [z.writestr("a/data.pkl", good), z.writestr("b/data/0", b"x")]),
         "zip_torchscript": torch_zip(good, **{"constants.pkl": good, "code/x.py": b"import os"}),
         "zip_encrypted": whole[: entry + 8] + b"\x01" + whole[entry + 9 :],
