@@ -23,8 +23,6 @@ def test_auto_follows_the_device():
 
 
 def test_choice_is_logged_once(caplog):
-    logger = logging.getLogger("fmri_scale")
-    logger.propagate = True
     with caplog.at_level(logging.INFO, logger="fmri_scale"):
         select_backend("auto", "cpu")
         select_backend("auto", "cpu")

@@ -145,8 +145,7 @@ def test_prompts_that_the_release_lacks_are_left_to_the_seed(release):
     assert all(name.endswith("mixer.prompt") for name in found.new)
 
 
-def test_an_encoder_alone_leaves_the_decoder_to_the_seed(folder, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr(logging.getLogger("fmri_scale"), "propagate", True)
+def test_an_encoder_alone_leaves_the_decoder_to_the_seed(folder, caplog, tmp_path):
     encoder = fmri_scale.from_pretrained(folder / "encoder")
     config = Config(run_dir=str(tmp_path), seed=11, model=encoder.config, start_from="there")
     model = MaskedAutoencoder(config.model, config.seed)
