@@ -52,13 +52,13 @@ def permute_one(key: int, size: int, place: int) -> int:
     bits = max(2, (size - 1).bit_length())
     low_bits = bits >> 1
     low_mask, high_mask = (1 << low_bits) - 1, (1 << (bits - low_bits)) - 1
-    keys = _round_keys(key)
+    rounds = _round_keys(key)
     while True:
         low, high = place & low_mask, place >> low_bits
-        for i in range(0, ROUNDS, 2):
-            x = ((high ^ keys[i]) * MULTIPLY_1) & M64
+        for even, odd in rounds:
+            x = ((high ^ even) * MULTIPLY_1) & M64
             low ^= (((x ^ (x >> 32)) * MULTIPLY_2) & M64) >> 32 & low_mask
-            x = ((low ^ keys[i + 1]) * MULTIPLY_1) & M64
+            x = ((low ^ odd) * MULTIPLY_1) & M64
             high ^= (((x ^ (x >> 32)) * MULTIPLY_2) & M64) >> 32 & high_mask
         place = high << low_bits | low
         if place < size:
@@ -96,5 +96,12 @@ def _scramble(x: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4096)
-def _round_keys(key: int) -> tuple[int, ...]:
-    return tuple(mix64((key + i * GOLDEN) & M64) for i in range(ROUNDS))
+def kept_fold(key: int, part: int) -> int:
+    """Return `fold` of ints, remembered: for keys that many lookups share."""
+    return fold(key, part)
+
+
+@functools.lru_cache(maxsize=4096)
+def _round_keys(key: int) -> tuple[tuple[int, int], ...]:
+    keys = [mix64((key + i * GOLDEN) & M64) for i in range(ROUNDS)]
+    return tuple(zip(keys[::2], keys[1::2], strict=True))

@@ -13,7 +13,7 @@ from bisect import bisect_right
 
 import numpy as np
 
-from fmri_scale.data.keyed import fold, permutation, permute, permute_one
+from fmri_scale.data.keyed import fold, kept_fold, permutation, permute, permute_one
 from fmri_scale.errors import DataError
 
 EPOCHS_KEPT = 4
@@ -98,7 +98,7 @@ class Pool:
         size = min(block, length - number * block)
         epoch_key, order, begins = self._orders.get(epoch) or self._order_of(epoch)
         line = lane * self._lane_length + min(lane, self._lane_extra) + number * block
-        line += permute_one(fold(epoch_key, lane << BLOCK_BITS | number), size, inside)
+        line += permute_one(kept_fold(epoch_key, lane << BLOCK_BITS | number), size, inside)
         at = bisect_right(begins.data, line) - 1
         clip = line - begins.data[at] + self._shard_first.data[order.data[at]]
         sample = bisect_right(self._first.data, clip) - 1
