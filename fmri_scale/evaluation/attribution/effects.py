@@ -45,13 +45,9 @@ def occlusion_effects(
     """
     total = np.zeros((len(regions), model.width))
     for batch in batches(model, run, starts, batch_size):
-        whole = _features(model, batch)
-        still = _still(batch.codes)
-        for region in range(len(regions)):
-            voxels = torch.from_numpy(regions.voxels(region)).to(batch.codes.device)
-            codes = batch.codes.clone()
-            codes[:, :, voxels] = still[:, :, voxels]
-            total[region] += (whole - _features(model, replace(batch, codes=codes))).sum(axis=0)
+        whole = _features(model, volume_of(model, batch))
+        for region, volume in enumerate(_without_each(model, batch, regions)):
+            total[region] += (whole - _features(model, volume)).sum(axis=0)
     return total / len(starts)
 
 
@@ -104,6 +100,7 @@ def _piece_changes(moving: ClipBatch, still: ClipBatch, normalisation: str, piec
 
 
 def batches(model: Pretrained, run: CodedRun, starts: np.ndarray, batch_size: int) -> Iterator[ClipBatch]:
+    """Clips of a run, on the model's device."""
     for begin in range(0, len(starts), max(1, batch_size)):
         part = starts[begin : begin + max(1, batch_size)]
         yield clip_batch(run, part, model.preprocessing.num_frames).to(model.device)
@@ -115,10 +112,36 @@ def _still(codes_BTV: Tensor) -> Tensor:
 
 
 def volume_of(model: Pretrained, batch: ClipBatch) -> Tensor:
+    """Normalised volume of a batch, [B, 1, X, Y, Z, T]."""
     place = torch.from_numpy(np.flatnonzero(model.mask).astype(np.int64)).to(model.device)
     return decode(batch, model.preprocessing.normalisation, place, model.config.image_size)
 
 
+def _without_each(model: Pretrained, batch: ClipBatch, regions: Regions) -> Iterator[Tensor]:
+    """Volumes of a batch without each region in turn.
+
+    Where decoding is one map a voxel, what a region adds is taken from the volume; else the codes are decoded again.
+    """
+    nothing = replace(batch, codes=_still(batch.codes))
+    if model.preprocessing.normalisation == "frame_z":
+        for region in range(len(regions)):
+            voxels = torch.from_numpy(regions.voxels(region)).to(batch.codes.device)
+            codes = batch.codes.clone()
+            codes[:, :, voxels] = nothing.codes[:, :, voxels]
+            yield volume_of(model, replace(batch, codes=codes))
+        return
+    pieces = regions.pieces(model.config.image_size)
+    volume = volume_of(model, batch)
+    moved_BKT = torch.from_numpy(_piece_changes(batch, nothing, model.preprocessing.normalisation, pieces)).to(volume)
+    for region in range(len(regions)):
+        mine = torch.from_numpy(np.flatnonzero(pieces.region == region)).to(volume.device)
+        place = torch.from_numpy(pieces.voxel).to(volume.device)[mine]
+        without = volume.clone()
+        flat_BXT = without.view(len(batch), -1, volume.shape[-1])  # one channel
+        flat_BXT[:, place] -= moved_BKT[:, mine]
+        yield without
+
+
 @torch.inference_mode()
-def _features(model: Pretrained, batch: ClipBatch) -> np.ndarray:
-    return model.features(volume_of(model, batch)).double().cpu().numpy()
+def _features(model: Pretrained, volume: Tensor) -> np.ndarray:
+    return model.features(volume).double().cpu().numpy()

@@ -4,6 +4,7 @@ In: a label image in MNI152 space and the table of its labels. Out: `Regions`. R
 out and named. Shape suffixes: V stored voxels, R regions, XYZ voxels of the model's volume.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Pieces(NamedTuple):
     mean: sparse.csr_array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Regions:
     """R regions over V stored voxels.
 
@@ -70,16 +71,7 @@ class Regions:
 
     def pieces(self, image_size: Sequence[int]) -> "Pieces":
         """Cut regions at the voxels of a model's volume, each the mean of a block of the grid."""
-        size, grid = np.array(image_size), np.array(GRID_SHAPE)
-        ijk = np.stack(np.unravel_index(np.flatnonzero(self.mask), GRID_SHAPE))
-        coarse = np.ravel_multi_index(tuple(ijk * size[:, None] // grid[:, None]), tuple(size))
-        inside = np.flatnonzero(self.of_voxel >= 0)
-        cells = self.of_voxel[inside] * np.prod(size) + coarse[inside]
-        cell, piece = np.unique(cells, return_inverse=True)
-        weight = np.full(len(inside), np.prod(size) / np.prod(grid), dtype=np.float32)
-        shape = (len(cell), len(self.of_voxel))
-        mean = sparse.coo_array((weight, (piece, inside)), shape=shape).tocsr()
-        return Pieces(cell // np.prod(size), cell % np.prod(size), mean)
+        return _pieces(self, tuple(image_size))
 
     def on_grid(self, values: np.ndarray) -> np.ndarray:
         """Map with the value of its region at every voxel, float32 (96, 96, 96); 0 elsewhere."""
@@ -95,6 +87,19 @@ class Regions:
         names = sorted({group for group in self.group if group})
         member = np.array([[group == name for name in names] for group in self.group], dtype=np.float64)
         return names, values @ member if names else values[..., :0]
+
+
+@functools.lru_cache(maxsize=2)
+def _pieces(regions: Regions, image_size: tuple[int, ...]) -> Pieces:
+    size, grid = np.array(image_size), np.array(GRID_SHAPE)
+    ijk = np.stack(np.unravel_index(np.flatnonzero(regions.mask), GRID_SHAPE))
+    coarse = np.ravel_multi_index(tuple(ijk * size[:, None] // grid[:, None]), tuple(size))
+    inside = np.flatnonzero(regions.of_voxel >= 0)
+    cells = regions.of_voxel[inside] * np.prod(size) + coarse[inside]
+    cell, piece = np.unique(cells, return_inverse=True)
+    weight = np.full(len(inside), np.prod(size) / np.prod(grid), dtype=np.float32)
+    mean = sparse.coo_array((weight, (piece, inside)), shape=(len(cell), len(regions.of_voxel))).tocsr()
+    return Pieces(cell // np.prod(size), cell % np.prod(size), mean)
 
 
 def load_regions(atlas: str | Path, labels: str | Path | None, mask: np.ndarray) -> Regions:
