@@ -16,6 +16,7 @@ from sharding.errors import ShardingError
 COMMANDS = {
     "doctor": "look before the run: is this machine, are all machines together, fit for it?",
     "estimate": "tell what a run will take: memory, step time, reading, exchange, duration",
+    "report": "write one HTML page about a run from its folder",
     "config": "print every configuration key, or a resolved configuration",
     "parity": "compare the model with golden values of the published NeuroSTORM",
     "export": "turn a training run into a released checkpoint",
