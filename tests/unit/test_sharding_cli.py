@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sharding import cli
+from sharding.cli import build as build_command
 from sharding.cli import main
 from sharding.corpus import open_corpus
 from tests.helpers.images import head, save, with_header
@@ -161,7 +161,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "build_corpus", interrupt)
+    monkeypatch.setattr(build_command, "build_corpus", interrupt)
     assert main(["build", str(save(head(), tmp_path)), "--out", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == "fmri-shards build: interrupted; start it again to go on\n"
 
