@@ -1,12 +1,11 @@
-"""Atlases on the canonical grid: labels of every voxel, names of labels, and which patches a region lies in.
+"""A label image on the canonical grid, and the table of its labels.
 
-In: a 3D label image (NIfTI, any orientation and grid) and a table of its labels. Out: int32 (96, 96, 96) and the
-voxels of each patch that each region fills. Labels are brought over by the image's affine and nearest neighbour, so an
-atlas stored as LAS, RAS or LIA gives the same array; an atlas is taken to be in MNI152 space.
+In: a 3D label image (NIfTI, any orientation and grid) and a table (TSV). Out: int32 (96, 96, 96) and names. Labels are
+brought over by the image's affine and nearest neighbour, so an atlas stored as LAS, RAS or LIA gives the same array; an
+atlas is taken to be in MNI152 space. By file order, as the published code does it, only where that is asked for.
 """
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from sharding.errors import InputError
 from sharding.format import GRID_SHAPE
 from sharding.grid import grid_sampler, image_frame
-from sharding.read import read_volume
+from sharding.read import Volume, read_volume
 
 MAX_LABEL = 100_000
 
@@ -31,8 +30,16 @@ class Label:
     "Larger part it belongs to, where the table says so."
 
 
-def load_label_image_on_grid(path: str | Path) -> np.ndarray:
+def load_label_image_on_grid(path: str | Path, file_order: bool = False) -> np.ndarray:
     """Bring a label image to the canonical grid.
+
+    Parameters
+    ----------
+    path
+        3D NIfTI in MNI152 space.
+    file_order
+        Centre the image on the grid in the order of the file, whatever its affine says about left and right, as the
+        published code does with a 2 mm image. A LAS atlas comes out mirrored; for parity only.
 
     Returns
     -------
@@ -44,17 +51,43 @@ def load_label_image_on_grid(path: str | Path) -> np.ndarray:
         The file cannot be read, is not 3D, holds no whole numbers, or does not reach the grid.
     """
     path = Path(path)
+    volume = read_label_volume(path)
+    if file_order:
+        labels = _centred(volume, path)
+    else:
+        frame = image_frame(volume.shape, volume.affine, str(path))
+        labels = grid_sampler(frame, np.arange(np.prod(GRID_SHAPE))).nearest(volume.values).reshape(GRID_SHAPE)
+    if not labels.any():
+        raise InputError(f"{path}: no label lies on the MNI152 grid; the atlas must be in MNI152 space")
+    return labels
+
+
+def read_label_volume(path: Path) -> Volume:
+    """Read a label image as it is stored, its values as int32; InputError as for `load_label_image_on_grid`."""
     volume = read_volume(path)
     values = volume.values
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.round(values))):
         raise InputError(f"{path}: values are not whole numbers; a label image is needed")
     if values.min() < 0 or values.max() > MAX_LABEL:
         raise InputError(f"{path}: labels from {values.min():g} to {values.max():g}; expected 0 to {MAX_LABEL}")
-    frame = image_frame(volume.shape, volume.affine, str(path))
-    sampler = grid_sampler(frame, np.arange(np.prod(GRID_SHAPE)))
-    labels = sampler.nearest(values.astype(np.int32)).reshape(GRID_SHAPE)
-    if not labels.any():
-        raise InputError(f"{path}: no label lies on the MNI152 grid; the atlas must be in MNI152 space")
+    return Volume(values.astype(np.int32), volume.affine, volume.shape)
+
+
+def _centred(volume: Volume, path: Path) -> np.ndarray:
+    """Crop and pad about the centre in file order: of an odd difference, the larger half of a pad comes first."""
+    sizes = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if not np.allclose(sizes, 2.0, atol=1e-3):
+        shown = " x ".join(f"{size:.3g}" for size in sizes)
+        raise InputError(f"{path}: voxels of {shown} mm; file order needs a 2 mm image: leave it to the affine")
+    source = volume.values.reshape(volume.shape, order="F")
+    labels = np.zeros(GRID_SHAPE, dtype=np.int32)
+    taken, placed = [], []
+    for have, want in zip(volume.shape, GRID_SHAPE, strict=True):
+        cut, pad = max(have - want, 0) // 2, -(-max(want - have, 0) // 2)
+        length = min(have, want)
+        taken.append(slice(cut, cut + length))
+        placed.append(slice(pad, pad + length))
+    labels[tuple(placed)] = source[tuple(taken)]
     return labels
 
 
@@ -86,42 +119,3 @@ def load_labels_tsv(path: str | Path) -> list[Label]:
             raise InputError(f"{path}, row {number}: label {index} is named twice")
         labels[index] = Label(index, row["name"] or f"label_{index}", row.get("group") or "")
     return [labels[index] for index in sorted(labels)]
-
-
-def region_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels that occur, ascending and without 0: int32 (R,), the rows of `patch_occupancy`."""
-    found = np.unique(labels)
-    return found[found != 0].astype(np.int32)
-
-
-def patch_occupancy(labels: np.ndarray, patch: Sequence[int]) -> np.ndarray:
-    """How many voxels of each patch each region fills.
-
-    Parameters
-    ----------
-    labels
-        int (X, Y, Z), 0 for none.
-    patch
-        Voxels of a patch along x, y, z; each divides its axis. Further entries (time) are refused.
-
-    Returns
-    -------
-    int32 (R, P): voxels of region r (in the order of `region_labels`) in patch p (C order over the grid of patches).
-
-    Raises
-    ------
-    InputError
-        A patch does not divide the grid.
-    """
-    if len(patch) != 3 or any(size % step for size, step in zip(labels.shape, patch, strict=True)):
-        raise InputError(f"patch {tuple(patch)} does not divide the grid {labels.shape}")
-    counts = [size // step for size, step in zip(labels.shape, patch, strict=True)]
-    blocks = labels.reshape(counts[0], patch[0], counts[1], patch[1], counts[2], patch[2])
-    blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(np.prod(counts), np.prod(patch))
-    regions = region_labels(labels)
-    filled = np.zeros((len(regions), len(blocks)), dtype=np.int32)
-    inside = blocks != 0
-    row = np.searchsorted(regions, blocks[inside])
-    column = np.broadcast_to(np.arange(len(blocks))[:, None], blocks.shape)[inside]
-    np.add.at(filled, (row, column), 1)
-    return filled
