@@ -236,10 +236,13 @@ def make_corpus(folder: Path, samples: int, sparse: bool, voxels: int = 0) -> No
 
 
 def resident_mb(process: int | str = "self") -> float:
-    """Return the memory of a process that is its own (the ring, shared, is not in it), in MB."""
+    """Return the anonymous memory of a process, in MB.
+
+    Neither the ring (shared) nor pages of files are in it: those become private when another process that maps the
+    same library ends, which says nothing of this one.
+    """
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    private = sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Dirty", "Private_Clean")))
-    return private / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 def peak_mb() -> float:
