@@ -20,6 +20,7 @@ COMMANDS = {
     "build": "make a corpus",
     "inspect": "say what is in a corpus",
     "phantom": "write a synthetic cohort",
+    "atlas": "bring an atlas to the grid, for region masks",
 }
 "Command name (a module of this package) and its one-line help, in the order of a corpus' life."
 
