@@ -37,8 +37,7 @@ def check(checkpoint: CheckpointDir, config: Config, world_size: int) -> Trainin
 
     Raises
     ------
-    CheckpointError : another model, mask, seed, normalisation or global batch (unless `checkpoint.allow_change`), or
-        files of another number of ranks or ZeRO stage.
+    CheckpointError : another model, mask, seed, normalisation or global batch (unless `checkpoint.allow_change`).
     """
     state = read_state(checkpoint.path)
     changed = differences(read_config(checkpoint.path), config)
@@ -48,7 +47,12 @@ def check(checkpoint: CheckpointDir, config: Config, world_size: int) -> Trainin
             f"{checkpoint.path}: was trained with another model or input: {', '.join(refused)}; restore these "
             "values, choose a new run_dir, or set checkpoint.allow_change=true"
         )
-    _check_layout(checkpoint, state, config.engine.zero_stage, world_size)
+    if not same_layout(state, config.engine.zero_stage, world_size):
+        log.info(
+            "written by %s, goes on with %s",
+            _layout(state.world_size, state.zero_stage),
+            _layout(world_size, config.engine.zero_stage),
+        )
     for change in changed:
         if _is_fixed(change[0]) or not change[0].startswith(UNTOLD):
             log.warning("resuming with a changed configuration: %s", _say(change))
@@ -67,12 +71,13 @@ def check_shapes(checkpoint: CheckpointDir, shapes: dict[str, tuple[int, ...]]) 
             )
 
 
-def _check_layout(checkpoint: CheckpointDir, state: TrainingState, zero_stage: int, world_size: int) -> None:
-    if (state.world_size, state.zero_stage) != (world_size, zero_stage):
-        raise CheckpointError(
-            f"{checkpoint.path}: was written by {state.world_size} ranks with engine.zero_stage={state.zero_stage} and "
-            f"cannot be resumed by {world_size} with engine.zero_stage={zero_stage}; start it as it was written"
-        )
+def same_layout(state: TrainingState, zero_stage: int, world_size: int) -> bool:
+    """Return whether the checkpoint's files are as a run of this ZeRO stage and number of ranks writes them."""
+    return (state.world_size, state.zero_stage) == (world_size, zero_stage)
+
+
+def _layout(world_size: int, zero_stage: int) -> str:
+    return f"{world_size} {'rank' if world_size == 1 else 'ranks'} and ZeRO {zero_stage}"
 
 
 def _is_fixed(key: str) -> bool:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, restore
+from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, reshard, restore
 from fmri_scale.config import Config
 from fmri_scale.log import get_logger
 from fmri_scale.models import MaskedAutoencoder, cost, parameter_groups
@@ -52,12 +53,17 @@ def load_checkpoint(engine: Any, checkpoint: CheckpointDir, state: TrainingState
     overruling a changed configuration; they are set again (`test_changed_hyperparameters_take_effect_on_resume`).
     """
     wanted = [{key: group[key] for key in ("betas", "eps", "weight_decay")} for group in engine.optimizer.param_groups]
-    engine_files.read(engine, checkpoint)
+    if restore.same_layout(state, config.engine.zero_stage, dist.get_world_size()):
+        engine_files.read(engine, checkpoint)
+    else:
+        groups = parameter_groups(engine.module, config.optim.weight_decay)
+        reshard.load(engine, checkpoint, state, [group["params"] for group in groups])
     for group, settings in zip(engine.optimizer.param_groups, wanted, strict=True):
         group.update(settings)
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = config.optim.clip_grad
-    rng.restore(checkpoint.rng(rank))
+    if rank < state.world_size:  # a rank that is new begins with the numbers of its own seed
+        rng.restore(checkpoint.rng(rank))
     log.info("resumed from %s after %d steps, %d clips", checkpoint.path, state.step, state.clips)
 
 

@@ -1,14 +1,18 @@
 """A rank that trains several runs one after the other in one process, so that tests pay for one start only.
 
-`python -m tests.helpers.trainee JOBS.json`: a list of `{"arguments": [...], "faults": {...}}`. Each run ends with a
-record in its folder, `record_RANK.json`: exit code or error message, and what only a live engine can tell.
+`python -m tests.helpers.trainee JOBS.json`: a list of `{"arguments": [...], "faults": {...}, "copies": [...]}`. A run
+leaves a record in its folder, `record_RANK.json`: exit code or error message, and what only a live engine can tell;
+then its folder is copied to those in `copies`.
 
-Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail.
+Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail,
+`stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves.
 """
 
 import contextlib
 import json
 import math
+import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,10 +23,12 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
+from fmri_scale.checkpoint import collective
 from fmri_scale.errors import FmriScaleError
+from fmri_scale.models import parameter_groups
 from fmri_scale.train import read_arguments
 from fmri_scale.training import dist, launch
-from fmri_scale.training.signals import StopRequest
+from fmri_scale.training.signals import REQUEUE, StopRequest
 
 
 def main() -> int:
@@ -56,6 +62,8 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
     folder = Path(config.run_dir)
     save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
     (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0])}))
+    copies = job.get("copies", [])
+    collective.on_rank_0(lambda: [shutil.copytree(folder, copy) for copy in copies])
 
 
 @contextlib.contextmanager
@@ -79,6 +87,34 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
         stack.enter_context(mock.patch.object(objective.ClipInput, "__call__", call))
         if wanted.get("full_disk") == rank:
             stack.enter_context(mock.patch.object(torch, "save", save))
+        if "stop_at" in wanted:
+            stack.enter_context(stopping_at(wanted["stop_at"]))
+        yield
+
+
+@contextlib.contextmanager
+def stopping_at(step: int) -> Iterator[None]:
+    """Let this rank be told to stop in a step; a run that begins after it saves what it has loaded and leaves."""
+    from fmri_scale.training import loop
+
+    train, count = loop.Trainer.train, loop.Trainer._count
+
+    def warn(self: loop.Trainer) -> None:
+        self.stop.received = signal.SIGTERM if self.step == step - 1 else 0
+
+    def patched_train(self: loop.Trainer) -> int:
+        if self.step == step:
+            self.saved_step = -1
+            return self._leave(REQUEUE)
+        warn(self)
+        return train(self)
+
+    def patched_count(self: loop.Trainer, result: Any) -> None:
+        count(self, result)
+        warn(self)
+
+    patched = {"train": patched_train, "_count": patched_count}
+    with mock.patch.multiple(loop.Trainer, **patched):
         yield
 
 
@@ -90,7 +126,21 @@ def facts(engine: Any) -> dict[str, Any]:
         "accumulation_dtype": str(engine.get_data_types()[1]),
         "clip_grad": getattr(engine.optimizer, "clip_grad", None),
         "groups": [{key: group[key] for key in ("weight_decay", "betas", "eps", "lr")} for group in groups],
+        "adam_steps": adam_steps(engine),
+        "order": order(engine),
     }
+
+
+def adam_steps(engine: Any) -> list[tuple[int, float]]:
+    """Return the step counters of the optimizer's tensors: where each lies in memory, and its value."""
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    return [(state["step"].data_ptr(), float(state["step"])) for state in adam.state.values()]
+
+
+def order(engine: Any) -> list[str]:
+    """Return the names of the parameters in the optimizer's order."""
+    name_of = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    return [name_of[id(p)] for group in parameter_groups(engine.module, 0.0) for p in group["params"]]
 
 
 def save_live_weights(engine: Any, path: Path) -> None:
