@@ -1,4 +1,4 @@
-"""Make a corpus: plan it, make its shards one after another, then its tables.
+"""Make a corpus: plan it, have an engine make the shards that are missing, then write its tables.
 
 In: inputs and settings. Out: a corpus folder. While a build is under way its state is in OUT/.build: every finished
 shard has a record there, so a second start makes only what is missing; corpus.json is written last and marks a whole
@@ -7,7 +7,6 @@ corpus. A run that cannot be used fails alone, with its reason in runs.parquet.
 
 import contextlib
 import fcntl
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,17 @@ import pyarrow.parquet as pq
 
 from sharding.corpus import Corpus, open_corpus
 from sharding.discover import LeftOut, RunSource
+from sharding.engine import Engine
+from sharding.engine.local import InProcess
+from sharding.engine.unit import Unit, begin, read_record_facts
 from sharding.errors import CorpusError, InputError
-from sharding.finish import write_corpus_files
-from sharding.index import Row
+from sharding.existing import Existing, read_existing
+from sharding.finish import Shards, write_corpus_files
 from sharding.plan import BuildSettings, Plan, PlannedShard, nothing_usable, plan_build
-from sharding.shard import Progress, make_shard
-from sharding.write import write_whole
+from sharding.shard import Progress
+
+Start = Callable[[int], Progress]
+"Called with the frames to come; returns what is told of frames done."
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def build_corpus(
     out: Path,
     settings: BuildSettings,
     overwrite: bool = False,
-    start: Callable[[int], Progress] = lambda num_frames: lambda done: None,
+    start: Start = lambda num_frames: lambda done: None,
+    engine: Engine | None = None,
 ) -> BuildResult:
     """Build a corpus, or finish one that was begun.
 
@@ -57,9 +62,12 @@ def build_corpus(
     settings
         What decides the corpus beside its inputs.
     overwrite
-        Replace a corpus made of other inputs or settings.
+        Replace a corpus made of other inputs or settings. Shards that would be the same stay; runs that failed are
+        tried again.
     start
         Called with the frames to come; returns what is told of frames done.
+    engine
+        Makes the shards; this process where None.
 
     Raises
     ------
@@ -70,58 +78,67 @@ def build_corpus(
     """
     plan = plan_build(sources, left_out, settings)
     fresh = not out.exists()
-    try:
-        if _is_whole(out, plan):
-            return _result(out, 0)
-        _check_free(out, plan, overwrite)
-        with _working_folder(out) as work:
-            records, made = _make_shards(plan, settings, out, work, start(plan.num_frames))
-            if any(record["index"] for record in records):
-                write_corpus_files(out, plan, settings, records)
+    with writing(out):
+        existing = read_existing(out)
+        if existing and existing.is_of(plan) and not overwrite and not existing.missing():
+            return result(out, 0)
+        _check_free(out, plan, existing, overwrite)
+        with working_folder(out) as work:
+            for shard in plan.shards:
+                if existing and existing.has(shard):
+                    existing.write_record(shard, work)
+            (out / "corpus.json").unlink(missing_ok=True)
+            shards = make_shards(plan, settings, out, work, None, engine or InProcess(), start)
+            if shards.any:
+                write_corpus_files(out, [plan.digest], settings, shards)
             shutil.rmtree(work)
-    except OSError as error:  # reading faults are InputErrors long before they come here
-        raise CorpusError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from error
-    if not (out / "corpus.json").is_file():
+    if not shards.any:
         _remove_empty(out, fresh)
-        raise InputError(nothing_usable(_reasons(plan, records)))
-    return _result(out, made)
+        raise InputError(nothing_usable(shards.reasons()))
+    return result(out, shards.num_made)
 
 
-def _is_whole(out: Path, plan: Plan) -> bool:
-    """Whether `out` holds this very corpus."""
-    try:
-        return json.loads((out / "corpus.json").read_text())["plan_sha256"] == plan.digest
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
-        return False
+def make_shards(
+    plan: Plan,
+    settings: BuildSettings,
+    out: Path,
+    work: Path,
+    kept: Existing | None,
+    engine: Engine,
+    start: Start,
+) -> Shards:
+    """Make the shards of a plan that are missing.
 
-
-def _check_free(out: Path, plan: Plan, overwrite: bool) -> None:
-    """Refuse to write over something that is not a begun build of this plan."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise CorpusError(f"{out}: is a file; give a folder as --out")
-    whole, work = (out / "corpus.json").is_file(), out / ".build"
-    if not whole and not work.is_dir() and any(out.iterdir()):
-        raise CorpusError(f"{out}: is not empty and holds no corpus; choose another --out")
-    if overwrite:
-        return
-    if whole:
-        raise CorpusError(f"{out}: holds a corpus of other inputs or settings; choose another --out or --overwrite")
-    records = [json.loads(file.read_text())["digest"] for file in work.glob("*.tar.json")]
-    if set(records) - {shard.digest for shard in plan.shards}:
-        raise CorpusError(f"{out}: was begun with other inputs or settings; choose another --out or --overwrite")
-
-
-def _remove_empty(out: Path, fresh: bool) -> None:
-    """Take away the folders of a build that made nothing."""
-    (out / "shards").rmdir()
-    if fresh:
-        out.rmdir()
+    Parameters
+    ----------
+    plan, settings, out
+        Of the build.
+    work
+        The locked `working_folder`.
+    kept
+        A corpus that stands there and stays, of shards that are not in the plan.
+    engine, start
+        As of `build_corpus`.
+    """
+    wanted = {shard.name for shard in plan.shards} | {shard["name"] for shard in (kept.shards if kept else [])}
+    for stale in (out / "shards").iterdir():
+        if stale.name not in wanted:
+            stale.unlink()
+    progress = start(plan.num_frames)
+    this = begin(work)
+    units = []
+    for shard in plan.shards:
+        if _is_finished(shard, out, work):
+            progress(shard.num_frames)
+        else:
+            units.append(Unit(shard, settings, out.resolve(), this))
+    engine.run(units, progress)
+    records = [work / f"{shard.name}.json" for shard in plan.shards]
+    return Shards(kept, records, plan.rejected, plan.left_out, len(units))
 
 
 @contextlib.contextmanager
-def _working_folder(out: Path) -> Iterator[Path]:
+def working_folder(out: Path) -> Iterator[Path]:
     """OUT/.build, locked against a second build, without the leavings of a killed one."""
     work = out / ".build"
     work.mkdir(parents=True, exist_ok=True)
@@ -131,49 +148,67 @@ def _working_folder(out: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise CorpusError(f"{out}: another build is at work in it; wait for it or choose another --out") from error
-        for leaving in work.glob("*.tmp-*"):
-            leaving.unlink()
-        yield work
+        _sweep(out, work)
+        try:
+            yield work
+        finally:
+            (work / "start").unlink(missing_ok=True)  # what a worker far away still makes is nobody's any more
+            _sweep(out, work)
 
 
-def _make_shards(
-    plan: Plan, settings: BuildSettings, out: Path, work: Path, progress: Progress
-) -> tuple[list[Row], int]:
-    """Make the shards that are missing; return the records of all, and how many were made."""
-    (out / "corpus.json").unlink(missing_ok=True)
-    wanted = {shard.name for shard in plan.shards}
-    for stale in (out / "shards").iterdir():
-        if stale.name not in wanted:
-            stale.unlink()
-    records, made = [], 0
-    for shard in plan.shards:
-        record = _finished(shard, out, work)
-        if record is None:
-            record = make_shard(shard, settings, out / "shards" / shard.name, work, progress)
-            write_whole(work / f"{shard.name}.json", json.dumps(record).encode())
-            made += 1
-        else:
-            progress(sum(run.num_frames for run in shard.runs))
-        records.append(record)
-    return records, made
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Turn a disk that cannot be written into one line; reading faults are `InputError`s long before they come here."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from error
 
 
-def _finished(shard: PlannedShard, out: Path, work: Path) -> Row | None:
-    """Record of a shard that an earlier start made of the same runs and settings; None if it must be made."""
+def result(out: Path, made: int) -> BuildResult:
+    """Say what stands in `out` after a build that made some shards."""
+    runs = pq.read_table(out / "runs.parquet", columns=["status", "reason"])
+    status = runs["status"].to_numpy()
+    return BuildResult(
+        open_corpus(out), list(runs["reason"].to_numpy()[status == "failed"]), int((status == "skipped").sum()), made
+    )
+
+
+def _sweep(out: Path, work: Path) -> None:
+    for leaving in [*work.glob("*.tmp-*"), *out.glob(".*.tmp-*")]:
+        leaving.unlink(missing_ok=True)
+
+
+def _check_free(out: Path, plan: Plan, existing: Existing | None, overwrite: bool) -> None:
+    """Refuse to write over something that is not a begun build of this plan."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise CorpusError(f"{out}: is a file; give a folder as --out")
+    whole, work = (out / "corpus.json").is_file(), out / ".build"
+    if not whole and not work.is_dir() and any(out.iterdir()):
+        raise CorpusError(f"{out}: is not empty and holds no corpus; choose another --out")
+    if overwrite or (existing and existing.is_of(plan)):
+        return
+    if whole:
+        raise CorpusError(f"{out}: holds a corpus of other inputs or settings; choose another --out or --overwrite")
+    begun = {read_record_facts(file)["digest"] for file in work.glob("*.tar.json")}
+    if begun - {shard.digest for shard in plan.shards}:
+        raise CorpusError(f"{out}: was begun with other inputs or settings; choose another --out or --overwrite")
+
+
+def _is_finished(shard: PlannedShard, out: Path, work: Path) -> bool:
+    """Whether an earlier start made this shard of the same runs and settings."""
     file, path = work / f"{shard.name}.json", out / "shards" / shard.name
     if not file.is_file():
-        return None
-    record = json.loads(file.read_text())
+        return False
+    record = read_record_facts(file)
     there = path.stat().st_size if path.is_file() else None
-    return record if record["digest"] == shard.digest and record["bytes"] == there else None
+    return bool(record["digest"] == shard.digest and record["bytes"] == there)
 
 
-def _reasons(plan: Plan, records: list[Row]) -> list[str]:
-    reasons = [item.reason for item in plan.rejected if item.status == "failed"]
-    return reasons + [row["reason"] for record in records for row in record["runs"] if row["status"] == "failed"]
-
-
-def _result(out: Path, made: int) -> BuildResult:
-    runs = pq.read_table(out / "runs.parquet", columns=["status", "reason"]).to_pylist()
-    failed = [row["reason"] for row in runs if row["status"] == "failed"]
-    return BuildResult(open_corpus(out), failed, sum(row["status"] == "skipped" for row in runs), made)
+def _remove_empty(out: Path, fresh: bool) -> None:
+    """Take away the folders of a build that made nothing."""
+    (out / "shards").rmdir()
+    if fresh:
+        out.rmdir()

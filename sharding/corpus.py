@@ -5,6 +5,7 @@ range from `shard_path(name)` with the offsets of the index.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,14 @@ import pyarrow.parquet as pq
 from sharding.errors import CorpusError
 from sharding.format import GRID_AFFINE, GRID_SHAPE, INDEX_SCHEMA, SCHEMA_VERSION
 from sharding.mask import mask_sha256
+
+CHECKED_FILES = ("mask.nii.gz", "runs.parquet", "index.parquet")
+"Files whose bytes and sha256 stand in corpus.json under `files`, in the order in which they are written."
+
+SEAL = '"sealed": "'
+"How the last entry of corpus.json begins: the sha256 of the whole file with this value written as zeros."
+
+BLANK = "0" * 64
 
 
 class Columns(Mapping[str, np.ndarray]):
@@ -187,3 +196,19 @@ def _check_shards(corpus: Corpus) -> None:
             raise CorpusError(f"{file}: shard is missing; restore it or build the corpus again")
         if found != shard["bytes"]:
             raise CorpusError(f"{file}: {found} bytes, corpus.json says {shard['bytes']}; restore it or build again")
+
+
+def seal(text: str) -> bytes:
+    """Return corpus.json (a JSON object as text) with a checksum of itself as its last entry."""
+    whole = f'{text.rstrip().removesuffix("}").rstrip()},\n {SEAL}{BLANK}"\n}}\n'
+    return whole.replace(f"{SEAL}{BLANK}", f"{SEAL}{hashlib.sha256(whole.encode()).hexdigest()}").encode()
+
+
+def is_sealed(data: bytes) -> bool | None:
+    """Whether the checksum that corpus.json carries of itself is right; None where it carries none."""
+    start = data.rfind(SEAL.encode())
+    if start < 0:
+        return None
+    start += len(SEAL)
+    blank = data[:start] + BLANK.encode() + data[start + len(BLANK) :]
+    return hashlib.sha256(blank).hexdigest().encode() == data[start : start + len(BLANK)]

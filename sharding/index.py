@@ -1,20 +1,18 @@
 """The two tables of a corpus and its identity.
 
-In: rows as plain dictionaries. Out: index.parquet and runs.parquet, written whole, with rows in a fixed order so that
-the same samples give the same bytes; and the corpus id.
+In: rows. Out: index.parquet and runs.parquet as bytes, with rows in a fixed order so that the same samples give the
+same bytes; and the corpus id.
 """
 
 import hashlib
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharding.format import INDEX_SCHEMA, MEMBER_COLUMNS, RUNS_SCHEMA, SCHEMA_VERSION
-from sharding.write import write_whole
+from sharding.format import INDEX_SCHEMA, MEMBER_COLUMNS, SCHEMA_VERSION
 
 Row = dict[str, Any]
 
@@ -27,21 +25,22 @@ def place_columns(key: str, places: dict[str, tuple[int, int]]) -> Row:
     return row
 
 
-def index_table(rows: list[Row]) -> pa.Table:
-    """Rows as a table, sorted by shard and key."""
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: (row["shard"], row["key"])), schema=INDEX_SCHEMA)
+def index_table(table: pa.Table) -> pa.Table:
+    """Rows sorted by shard and key, in one piece."""
+    return table.sort_by([("shard", "ascending"), ("key", "ascending")]).combine_chunks()
 
 
-def runs_table(rows: list[Row]) -> pa.Table:
-    """Rows as a table, sorted by source; facts a failed run lacks are null."""
-    return pa.Table.from_pylist(sorted(rows, key=lambda row: row["source"]), schema=RUNS_SCHEMA)
+def runs_table(table: pa.Table) -> pa.Table:
+    """Rows sorted by source and by who they are of, in one piece."""
+    names = ("source", "dataset", "subject", "session", "task", "run", "variant")
+    return table.sort_by([(name, "ascending") for name in names]).combine_chunks()
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file that appears only when whole."""
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as a parquet file; the same rows give the same bytes with one version of pyarrow."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def corpus_id(index: pa.Table, mask_sha256: str) -> str:

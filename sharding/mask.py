@@ -1,21 +1,30 @@
 """Which voxels of the canonical grid are stored: the MNI152 brain mask of nilearn, dilated by two voxels.
 
-The template has 1 mm voxels on the same millimetre lattice as the grid, so every second voxel is taken as it is:
-nothing is interpolated and the mask is the same on every machine. The mask's hash travels with every corpus.
+nilearn's template has 1 mm voxels on the same millimetre lattice as the grid, so every second voxel was taken as it
+is, and the result is kept in mni152_brain.npz: the mask is the same on every machine and with every nilearn, and a
+process that makes shards need not import it (a test compares the two). The mask's hash travels with every corpus.
+
+The file derives from the ICBM 2009a nonlinear symmetric template, Copyright (C) 1993-2009 Louis Collins, McConnell
+Brain Imaging Centre, Montreal Neurological Institute, McGill University. Permission to use, copy, modify, and
+distribute this software and its documentation for any purpose and without fee is hereby granted, provided that the
+above copyright notice appear in all copies. The authors and McGill University make no representations about the
+suitability of this software for any purpose. It is provided "as is" without express or implied warranty.
 """
 
 import functools
 import hashlib
-import warnings
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from sharding.errors import ShardingError
-from sharding.format import GRID_AFFINE, GRID_SHAPE
+from sharding.format import GRID_SHAPE
 
 DILATION_VOXELS = 2
 "Rim kept around the brain: registration is never perfect and the template's edge is a threshold."
+
+BRAIN_FILE = Path(__file__).with_name("mni152_brain.npz")
+"The brain alone: `bits`, uint8, one bit a voxel of the grid in C order."
 
 
 @functools.lru_cache(maxsize=2)
@@ -31,7 +40,8 @@ def brain_mask(dilated: bool = True) -> np.ndarray:
     -------
     bool (96, 96, 96), read-only.
     """
-    mask = _on_grid(*_nilearn_mask())
+    with np.load(BRAIN_FILE) as stored:
+        mask = np.unpackbits(stored["bits"]).reshape(GRID_SHAPE).astype(bool)
     if dilated:
         mask = ndimage.binary_dilation(mask, iterations=DILATION_VOXELS)
     mask.setflags(write=False)
@@ -43,24 +53,3 @@ def mask_sha256(mask: np.ndarray) -> str:
     digest = hashlib.sha256(repr(tuple(mask.shape)).encode())
     digest.update(np.packbits(np.ascontiguousarray(mask, dtype=bool).ravel()).tobytes())
     return digest.hexdigest()
-
-
-def _nilearn_mask() -> tuple[np.ndarray, np.ndarray]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nilearn warns about its own int8 image
-        from nilearn.datasets import load_mni152_brain_mask
-
-        image = load_mni152_brain_mask(resolution=1)
-    return np.asarray(image.dataobj) > 0, np.asarray(image.affine)
-
-
-def _on_grid(values: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Take the voxels of a 1 mm RAS image that lie on the grid's points; False outside the image."""
-    start = GRID_AFFINE[:3, 3] - affine[:3, 3]
-    if not (np.array_equal(affine[:3, :3], np.eye(3)) and np.array_equal(start, np.round(start))):
-        raise ShardingError(f"nilearn's MNI152 template has an unexpected affine {affine.tolist()}")
-    out = np.zeros(GRID_SHAPE, dtype=bool)
-    source = [int(start[axis]) + 2 * np.arange(size) for axis, size in enumerate(GRID_SHAPE)]
-    inside = [(index >= 0) & (index < values.shape[axis]) for axis, index in enumerate(source)]
-    out[np.ix_(*inside)] = values[np.ix_(*[index[keep] for index, keep in zip(source, inside, strict=True)])]
-    return out

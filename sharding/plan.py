@@ -67,6 +67,11 @@ class PlannedShard:
     digest: str
     "Of everything that decides its bytes, files by size and time of change."
 
+    @property
+    def num_frames(self) -> int:
+        """Frames to be made."""
+        return sum(run.num_frames for run in self.runs)
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -89,7 +94,7 @@ class Plan:
     @property
     def num_frames(self) -> int:
         """Frames to be made."""
-        return sum(run.num_frames for shard in self.shards for run in shard.runs)
+        return sum(shard.num_frames for shard in self.shards)
 
     @property
     def digest(self) -> str:

@@ -120,7 +120,7 @@ def read_frames(info: ImageInfo) -> Iterator[np.ndarray]:
                 raise InputError(f"{info.path}: data end after {whole} of {info.num_frames} volumes; copy it again")
             yield _scaled(np.frombuffer(data, dtype=info.dtype).reshape(frames, -1), info)
         _skip(stream, None)  # gzip compares its checksum only at the end of the stream
-    stat = info.path.stat()
+        stat = info.path.stat()
     if (stat.st_size, stat.st_mtime_ns) != (info.size, info.mtime_ns):
         raise InputError(f"{info.path}: changed while it was read; build again when nothing writes to it")
 

@@ -5,23 +5,36 @@ each run, size and sha256. A run that cannot be used is left out of the shard an
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sharding.discover import RunSource
-from sharding.errors import InputError
+from sharding.errors import InputError, ShardingError
 from sharding.index import Row, place_columns
+from sharding.keys import run_label
 from sharding.plan import BuildSettings, PlannedRun, PlannedShard
 from sharding.prepare import PreparedRun, prepare_run
 from sharding.sample import samples_of
-from sharding.write import ShardFile, member_places
+from sharding.write import ShardFile
 
 Progress = Callable[[int], object]
-"Called with the number of frames just dealt with."
+"Called with the number of frames just dealt with; a negative one where they must be dealt with again."
+
+Refused = Mapping[str, str]
+"Label of a run (keys.run_label) to the reason why it is not to be touched."
 
 
-def make_shard(shard: PlannedShard, settings: BuildSettings, path: Path, work: Path, progress: Progress) -> Row:
+def make_shard(
+    shard: PlannedShard,
+    settings: BuildSettings,
+    path: Path,
+    work: Path,
+    progress: Progress,
+    at: Callable[[str], object] = lambda label: None,
+    refused: Refused = MappingProxyType({}),
+) -> Row:
     """Make one shard.
 
     Parameters
@@ -34,32 +47,109 @@ def make_shard(shard: PlannedShard, settings: BuildSettings, path: Path, work: P
         Scratch folder on the same file system.
     progress
         Told of frames.
+    at
+        Told the label of each run before it is touched, and "" before the shard is named.
+    refused
+        Runs to leave out, and why.
 
     Returns
     -------
     The record: name, digest, bytes and sha256 (None where no run could be used and there is no file), index, runs.
+
+    Raises
+    ------
+    OSError
+        The shard cannot be written.
     """
+    try:
+        return _make_shard(shard, settings, path, work, progress, at, refused)
+    except _SpoiltError as spoilt:  # part of the run is in the tar: once more without it
+        progress(-spoilt.done)
+        return make_shard(shard, settings, path, work, progress, at, {**refused, spoilt.label: str(spoilt)})
+
+
+class _SpoiltError(Exception):
+    """A run failed after some of it was written."""
+
+    def __init__(self, label: str, reason: str, done: int) -> None:
+        super().__init__(reason)
+        self.label, self.done = label, done
+
+
+def _make_shard(
+    shard: PlannedShard,
+    settings: BuildSettings,
+    path: Path,
+    work: Path,
+    progress: Progress,
+    at: Callable[[str], object],
+    refused: Refused,
+) -> Row:
     index: list[Row] = []
     runs: list[Row] = []
-    size, sha256 = None, None
+    size, sha256, done = None, None, 0
+
+    def told(num_frames: int) -> None:
+        nonlocal done
+        done += num_frames
+        progress(num_frames)
+
     with ShardFile(path, work) as file:
         for planned in shard.runs:
+            label = run_label(planned.source)
+            at(label)
             try:
-                rows, run_row = _add_run(file, planned, settings, work, progress)
+                run = _prepare(planned, settings, work, refused.get(label))
             except InputError as error:
-                progress(planned.num_frames)
+                told(planned.num_frames)
                 runs.append(run_facts(planned.source, "failed", str(error), planned))
                 continue
+            try:
+                rows, run_row = _add_run(file, run, planned, told)
+            except (ShardingError, OSError):
+                raise
+            except Exception as error:
+                raise _SpoiltError(label, _unexpected(planned, error), done) from error
             index += rows
             runs.append({**run_row, "shard": shard.name})
+        at("")
         if index:
             size, sha256 = file.finish()
-    if index:
-        places = member_places(path)
-        index = [{**row, "shard": shard.name, **place_columns(row["key"], places)} for row in index]
-    else:
-        path.unlink(missing_ok=True)
+            index = [{**row, "shard": shard.name, **place_columns(row["key"], file.places)} for row in index]
+        else:
+            path.unlink(missing_ok=True)
     return {"name": shard.name, "digest": shard.digest, "bytes": size, "sha256": sha256, "index": index, "runs": runs}
+
+
+def _prepare(planned: PlannedRun, settings: BuildSettings, work: Path, refused: str | None) -> PreparedRun:
+    """Prepare a run; whatever is wrong with it becomes an `InputError`, but a disk that cannot be written stays."""
+    if refused is not None:
+        raise InputError(refused)
+    source = planned.source
+    try:
+        run = prepare_run(
+            source.path,
+            settings.preprocessing,
+            tr=source.tr,
+            mask_path=source.mask,
+            assume_mni=settings.assume_mni,
+            scratch=work,
+        )
+    except (ShardingError, OSError):
+        raise
+    except Exception as error:  # a fault in a library is this run's alone, not its neighbours'
+        raise InputError(_unexpected(planned, error)) from error
+    if (run.info.size, run.info.mtime_ns) != (planned.info.size, planned.info.mtime_ns):
+        run.close()
+        raise InputError(f"{source.path}: changed since it was planned; build again when nothing writes to it")
+    return run
+
+
+def _unexpected(planned: PlannedRun, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"{planned.source.path}: not enough memory for it; give each of fewer --workers more"
+    said = " ".join(str(error).split())[:200]
+    return f"{planned.source.path}: {type(error).__name__} ({said}), which no check foresaw; please report it"
 
 
 def run_facts(source: RunSource, status: str, reason: str, planned: PlannedRun | None = None) -> Row:
@@ -81,25 +171,14 @@ def run_facts(source: RunSource, status: str, reason: str, planned: PlannedRun |
     return row
 
 
-def _add_run(
-    file: ShardFile, planned: PlannedRun, settings: BuildSettings, work: Path, progress: Progress
-) -> tuple[list[Row], Row]:
-    source = planned.source
-    run = prepare_run(
-        source.path,
-        settings.preprocessing,
-        tr=source.tr,
-        mask_path=source.mask,
-        assume_mni=settings.assume_mni,
-        scratch=work,
-    )
+def _add_run(file: ShardFile, run: PreparedRun, planned: PlannedRun, progress: Progress) -> tuple[list[Row], Row]:
     rows = []
     with contextlib.closing(run):
-        for sample in samples_of(run, source, planned.split):
+        for sample in samples_of(run, planned.source, planned.split):
             file.add(sample.key, sample.members)
             rows.append(sample.facts)
             progress(sample.facts["n_frames"])
-        return rows, {**run_facts(source, "ok", "", planned), **_measured(run)}
+        return rows, {**run_facts(planned.source, "ok", "", planned), **_measured(run)}
 
 
 def _measured(run: PreparedRun) -> dict[str, Any]:

@@ -7,14 +7,15 @@ written beside its place, synced, and renamed.
 import hashlib
 import os
 import tarfile
+import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 
 from sharding.errors import ShardingError
 from sharding.format import NPY_HEADER_BYTES, SUFFIXES, is_key
+from sharding.tar import end_bytes, member_header, padding
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -39,11 +40,11 @@ class ShardFile:
 
     def __init__(self, path: Path, scratch: Path) -> None:
         self.path = path
-        import webdataset  # here, because it imports torch, which nothing else in this package needs
-
-        self._tmp = scratch / f"{path.name}.tmp-{os.getpid()}"
-        self._file = _Hashing(self._tmp.open("wb"))
-        self._tar = webdataset.TarWriter(self._file, encoder=False, mtime=0, user="", group="")
+        self.places: dict[str, tuple[int, int]] = {}
+        "Every member so far: name to (offset of its payload, bytes)."
+        self._tmp = unfinished(scratch / path.name)
+        self._file = self._tmp.open("wb")
+        self._sha256, self._size = hashlib.sha256(), 0
 
     def __enter__(self) -> "ShardFile":
         return self
@@ -58,15 +59,27 @@ class ShardFile:
         """Append a sample; `members` maps every suffix of the format to bytes."""
         if not is_key(key) or tuple(sorted(members)) != SUFFIXES:
             raise ShardingError(f"sample {key!r} with members {sorted(members)} does not fit the format")
-        self._tar.write({"__key__": key, **{suffix[1:]: data for suffix, data in members.items()}})
+        for suffix in SUFFIXES:
+            name, data = key + suffix, members[suffix]
+            self._write(member_header(name, len(data)))
+            self.places[name] = self._size, len(data)
+            self._write(data)
+            self._write(bytes(padding(len(data))))
 
     def finish(self) -> tuple[int, str]:
         """Close, sync and name the shard; return its bytes and sha256."""
-        self._tar.close()
-        self._file.sync()
+        self._write(bytes(end_bytes(self._size)))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         os.replace(self._tmp, self.path)
         sync_folder(self.path.parent)
-        return self._file.size, self._file.sha256.hexdigest()
+        return self._size, self._sha256.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._sha256.update(data)
+        self._size += len(data)
+        self._file.write(data)
 
 
 def member_places(shard: Path) -> dict[str, tuple[int, int]]:
@@ -77,7 +90,7 @@ def member_places(shard: Path) -> dict[str, tuple[int, int]]:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears under its name only when whole."""
-    tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    tmp = unfinished(path.with_name(f".{path.name}"))
     try:
         with tmp.open("wb") as file:
             file.write(data)
@@ -89,6 +102,11 @@ def write_whole(path: Path, data: bytes) -> None:
     sync_folder(path.parent)
 
 
+def unfinished(path: Path) -> Path:
+    """Name for a file that is being written, which no other process on any machine uses."""
+    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:16]}")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the renames in a folder outlive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -96,27 +114,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class _Hashing:
-    """A file that hashes what passes through it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        if self._file.closed:  # an abandoned tar flushes its buffer once more when it is deleted
-            return len(data)
-        self.sha256.update(data)
-        self.size += len(data)
-        return self._file.write(data)
-
-    def sync(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def close(self) -> None:
-        self._file.close()

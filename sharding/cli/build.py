@@ -12,17 +12,13 @@ what is missing. A run that cannot be used fails alone; why stands in OUT/runs.p
 """
 
 import argparse
-import contextlib
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
-from sharding.build import BuildResult, build_corpus
+from sharding.build import build_corpus
+from sharding.cli.making import add_engine_arguments, chosen, progress_bar, say_result
 from sharding.discover import find_runs
+from sharding.engine import engine_for
 from sharding.errors import InputError
-from sharding.inspect import empty_split_note
 from sharding.plan import BuildSettings
 from sharding.prepare import PreprocessingSettings
 from sharding.split import parse_fractions
@@ -56,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size up to which a shard is filled (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=defaults.seed, metavar="N", help="of the order of people in shards (default: 0)")
     add("--licence", default="", metavar="TEXT", help="terms of the data, kept with the corpus")
-    add("--overwrite", action="store_true", help="replace a corpus made of other inputs or settings")
+    add_engine_arguments(parser)
+    add("--overwrite", action="store_true",
+        help="replace a corpus of other inputs or settings, keeping shards that fit; retry failed runs")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,27 +70,11 @@ def run(args: argparse.Namespace) -> int:
         licence_note=args.licence,
     )
     sources, left_out = find_runs(args.inputs, args.dataset, args.tr, args.mask)
-    with contextlib.ExitStack() as stack:
-
-        def start(num_frames: int) -> Callable[[int], object]:
-            bar = tqdm(total=num_frames, unit="frame", desc="build", disable=None, mininterval=0.3)
-            return stack.enter_context(bar).update
-
-        result = build_corpus(sources, left_out, args.out, settings, args.overwrite, start)
-    return _say_result(result)
-
-
-def _say_result(result: BuildResult) -> int:
-    path, totals, shards = result.corpus.path, result.corpus.meta["totals"], result.corpus.meta["shards"]
-    print(
-        f"{path}: {totals['runs']:,} runs of {totals['subjects']:,} subjects, {totals['frames']:,} frames in "
-        f"{len(shards):,} shards ({result.num_made:,} made now); see: fmri-shards inspect {path}"
-    )
-    if note := empty_split_note(result.corpus):
-        print(note)
-    for reason in result.failed:
-        print(f"failed: {reason}", file=sys.stderr)
-    return 1 if result.failed else 0
+    sources = chosen(sources, args.only, args.limit)
+    engine = engine_for(args.scheduler, args.workers)
+    with progress_bar("build") as start:
+        result = build_corpus(sources, left_out, args.out, settings, args.overwrite, start, engine)
+    return say_result(result)
 
 
 def _target_tr(text: str) -> float | None:

@@ -16,10 +16,11 @@ import pytest
 import webdataset
 import xxhash
 
-from sharding import build, shard
+from sharding import shard
 from sharding.build import BuildResult, build_corpus
 from sharding.corpus import Corpus, open_corpus
 from sharding.discover import find_runs
+from sharding.engine import unit
 from sharding.errors import CorpusError, InputError
 from sharding.format import MEMBER_COLUMNS, NPY_HEADER_BYTES, SUFFIXES
 from sharding.plan import BuildSettings
@@ -104,6 +105,18 @@ def test_stock_webdataset_reads_the_shards(corpus: Corpus) -> None:
         assert sample["bold.npy"].dtype == np.int8
         assert sample["bold.npy"].shape == (frames, corpus.num_voxels)
         assert sample["json"]["n_frames"] == frames
+
+
+def test_shard_is_the_tar_that_webdataset_writes(corpus: Corpus, tmp_path: Path) -> None:
+    for item in corpus.meta["shards"]:
+        shard_path, again = corpus.shard_path(item["name"]), tmp_path / item["name"]
+        samples = list(webdataset.WebDataset(str(shard_path), shardshuffle=False))
+        with again.open("wb") as file:
+            writer = webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="")
+            for sample in samples:
+                writer.write({name: sample[name] for name in sample if name == "__key__" or name[0] != "_"})
+            writer.close()
+        assert again.read_bytes() == shard_path.read_bytes()
 
 
 def test_stored_codes_are_those_of_the_run(corpus: Corpus, source: Path) -> None:
@@ -204,7 +217,7 @@ def test_second_start_makes_only_what_is_missing(
             raise KeyboardInterrupt
         return shard.make_shard(planned, *args)
 
-    monkeypatch.setattr(build, "make_shard", stop_at_second)
+    monkeypatch.setattr(unit, "make_shard", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         make([source], tmp_path / "out")
     monkeypatch.undo()
@@ -269,7 +282,7 @@ def slow(*args):
         yield sample
 shard.samples_of = slow
 sys.exit(cli.main(["build", sys.argv[1], "--out", sys.argv[2], "--dataset", "d", "--target-tr", "native",
-                   "--min-frames", "4", "--shard-mb", "6"]))
+                   "--min-frames", "4", "--shard-mb", "6", "--workers", "0"]))
 """
 
 

@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+from nilearn.datasets import load_mni152_brain_mask
 from scipy import ndimage
 
 from sharding.errors import InputError
@@ -156,6 +157,14 @@ def test_mask_is_the_brain_with_a_rim_of_two_voxels() -> None:
     assert 1.7 < litres < 2.0
     centre = nib.affines.apply_affine(GRID_AFFINE, np.argwhere(brain)).mean(axis=0)
     np.testing.assert_allclose(centre, [0, -20, 10], atol=6)
+
+
+def test_mask_is_that_of_nilearn() -> None:
+    image = load_mni152_brain_mask(resolution=1)
+    lattice = np.round(nib.affines.apply_affine(np.linalg.inv(image.affine) @ GRID_AFFINE, np.indices(GRID_SHAPE).T))
+    inside = ((lattice >= 0) & (lattice < image.shape)).all(axis=-1)
+    x, y, z = np.where(inside[..., None], lattice, 0).astype(int).T
+    np.testing.assert_array_equal(brain_mask(dilated=False), (np.asarray(image.dataobj)[x, y, z] > 0) & inside.T)
 
 
 def test_mask_hash_tells_masks_apart() -> None:
