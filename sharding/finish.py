@@ -59,7 +59,10 @@ class Shards:
             index.append(pa.Table.from_pylist(record["index"], schema=INDEX_SCHEMA))
             runs.append(pa.Table.from_pylist(record["runs"], schema=RUNS_SCHEMA))
         never = [run_facts(item.source, item.status, item.reason) for item in self.rejected]
-        never += [{"source": str(item.path), "status": "skipped", "reason": item.reason} for item in self.left_out]
+        never += [
+            {"source": str(item.path), "status": "failed" if item.failed else "skipped", "reason": item.reason}
+            for item in self.left_out
+        ]
         runs.append(pa.Table.from_pylist(never, schema=RUNS_SCHEMA))
         self.facts = sorted(facts, key=lambda fact: fact["name"])
         self.index = index_table(pa.concat_tables([INDEX_SCHEMA.empty_table(), *index]))
