@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 
 from sharding.errors import ShardingError
-from sharding.phantom_anatomy import NETWORKS, Anatomy, load_anatomy, network_map
+from sharding.phantom_anatomy import NETWORKS, Anatomy, load_anatomy, network_map, petalia
 
 BAND_HZ = (0.01, 0.1)
 BOLD_PERCENT = 1.6
@@ -115,7 +115,8 @@ class _Traits:
         self.site = site
         contrast = anatomy.grey + site.grey_white * anatomy.white + 1.35 * anatomy.fluid
         bias = 1 + 0.05 * anatomy.smooth_field(rng, 90.0)
-        self.baseline = 900 * rng.uniform(0.9, 1.1) * contrast * anatomy.coverage * anatomy.filled * bias
+        shape = anatomy.coverage * anatomy.filled * petalia(anatomy.mm)
+        self.baseline = 900 * rng.uniform(0.9, 1.1) * contrast * shape * bias
         spread = 1 + 0.3 * anatomy.smooth_field(rng, 18.0)
         amplitude = rng.uniform(0.7, 1.3, len(NETWORKS))
         amplitude[list(NETWORKS).index("default")] *= 1.3 - 0.008 * (person.age - 20)

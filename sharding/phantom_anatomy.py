@@ -107,6 +107,17 @@ def _coverage(mm: np.ndarray) -> np.ndarray:
     return (1 - np.clip(lost, 0, 0.9)).astype(np.float32)
 
 
+def petalia(mm: np.ndarray) -> np.ndarray:
+    """Share of signal, float32 (N,) at places (3, N) in mm: the left frontal and right occipital poles reach less far.
+
+    The templates are symmetric, brains are not (LeMay 1976): without this no one could see that a brain was mirrored.
+    """
+    lost = np.zeros(mm.shape[1])
+    for centre in ((-24, 64, 2), (22, -98, -2)):
+        lost += 0.5 * np.exp(-((mm - np.array(centre)[:, None]) ** 2).sum(axis=0) / (2 * 14.0**2))
+    return (1 - lost).astype(np.float32)
+
+
 def _resample(values: np.ndarray, origin: np.ndarray, voxel_mm: float, shape: tuple[int, ...]) -> np.ndarray:
     """A 1 mm map on the grid, smoothed to its voxels."""
     smooth = ndimage.gaussian_filter(values, 0.4 * voxel_mm)

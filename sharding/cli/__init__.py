@@ -18,7 +18,12 @@ from sharding.errors import ShardingError
 
 COMMANDS = {
     "build": "make a corpus",
+    "append": "add runs to a corpus, keeping what is in it",
     "inspect": "say what is in a corpus",
+    "verify": "check that a corpus is whole and unaltered",
+    "index": "rebuild the index of a corpus from its tars",
+    "decode": "give a stored run back as NIfTI",
+    "report": "write a page by which a corpus is judged",
     "phantom": "write a synthetic cohort",
     "atlas": "bring an atlas to the grid, for region masks",
 }

@@ -1,4 +1,4 @@
-"""An atlas folder: regions in their patches, on their side; the published vote; nothing lost silently or changed unseen."""
+"""An atlas folder: regions in their patches and on their side, the published vote, nothing lost or changed unseen."""
 
 import json
 import os
