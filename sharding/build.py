@@ -89,10 +89,10 @@ def build_corpus(
                     existing.write_record(shard, work)
             (out / "corpus.json").unlink(missing_ok=True)
             shards = make_shards(plan, settings, out, work, None, engine or InProcess(), start)
-            if shards.any:
+            if shards.num_samples:
                 write_corpus_files(out, [plan.digest], settings, shards)
             shutil.rmtree(work)
-    if not shards.any:
+    if not shards.num_samples:
         _remove_empty(out, fresh)
         raise InputError(nothing_usable(shards.reasons()))
     return result(out, shards.num_made)

@@ -5,8 +5,8 @@ written by an append that did not come to its end are no hindrance.
 """
 
 import json
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharding.discover import RunSource
 from sharding.engine.unit import write_record
 from sharding.errors import CorpusError
 from sharding.format import INDEX_SCHEMA, RUNS_SCHEMA, SCHEMA_VERSION
@@ -58,6 +59,12 @@ class Existing:
         rows = {"index": self.index, "runs": self.runs}
         tables = {name: table.filter(pc.equal(table["shard"], planned.name)) for name, table in rows.items()}
         write_record(work, {**facts, **{name: table.to_pylist() for name, table in tables.items()}})
+
+    def without(self, sources: Sequence[RunSource]) -> "Existing":
+        """Return this corpus without what it says about runs that could not be used before and are tried again."""
+        tried = pa.array(sorted({str(source.path) for source in sources}), pa.string())
+        again = pc.and_(pc.is_in(self.runs["source"], value_set=tried), pc.not_equal(self.runs["status"], "ok"))
+        return replace(self, runs=self.runs.filter(pc.invert(again)))
 
     def _size(self, name: str) -> int | None:
         file = self.path / "shards" / name

@@ -69,9 +69,9 @@ class Shards:
         self.runs = runs_table(pa.concat_tables(runs))
 
     @property
-    def any(self) -> bool:
-        """Whether there is a sample."""
-        return bool(self.index.num_rows)
+    def num_samples(self) -> int:
+        """Samples of the corpus."""
+        return self.index.num_rows
 
     def reasons(self) -> list[str]:
         """Why runs failed."""
@@ -101,14 +101,16 @@ def write_corpus_files(out: Path, plans: list[str], settings: BuildSettings, sha
         "runs.parquet": table_bytes(shards.runs),
         "index.parquet": table_bytes(shards.index),
     }
-    assert set(files) == set(CHECKED_FILES)
+    write_sealed(out, files, _corpus_facts(plans, settings, shards))
+
+
+def write_sealed(out: Path, files: dict[str, bytes], facts: Row) -> None:
+    """Write the files beside the shards, then corpus.json with the facts and checksums of the files and of itself."""
+    assert tuple(files) == CHECKED_FILES
     for name, data in files.items():
         write_whole(out / name, data)
-    facts = _corpus_facts(plans, settings, shards)
-    facts["files"] = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-    }
-    write_whole(out / "corpus.json", seal(json.dumps(facts, indent=1)))
+    checks = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    write_whole(out / "corpus.json", seal(json.dumps({**facts, "files": checks}, indent=1)))
 
 
 def _corpus_facts(plans: list[str], settings: BuildSettings, shards: Shards) -> Row:

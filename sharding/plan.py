@@ -8,7 +8,7 @@ to a size known from the headers. Only headers are read.
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,6 +45,13 @@ class BuildSettings:
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "BuildSettings":
+        """From plain values; TypeError where a name is unknown."""
+        train, val, test = values["splits"]
+        preprocessing = PreprocessingSettings(**values["preprocessing"])
+        return cls(**{**values, "preprocessing": preprocessing, "splits": (train, val, test)})
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,19 @@ class Plan:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settings: BuildSettings) -> Plan:
+@dataclass(frozen=True)
+class Standing:
+    """What a corpus to which runs are added says about them."""
+
+    splits: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    "Split of everybody in it: (subject or family, dataset, name) to split."
+    shards: Mapping[str, int] = field(default_factory=dict)
+    "Dataset to the number of its next shard."
+
+
+def plan_build(
+    sources: Iterable[RunSource], left_out: Iterable[LeftOut], settings: BuildSettings, standing: Standing | None = None
+) -> Plan:
     """Read headers and lay out shards.
 
     Parameters
@@ -113,6 +132,8 @@ def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settin
         From `discover.find_runs`.
     settings
         Of the build.
+    standing
+        Of the corpus to which runs are added.
 
     Raises
     ------
@@ -120,18 +141,19 @@ def plan_build(sources: Iterable[RunSource], left_out: Iterable[LeftOut], settin
         No run can be used, two have the same dataset, subject, session, task and run, or a person or family would
         stand in two splits.
     """
-    looked_at = [_look_at(source, settings) for source in sources]
+    standing = standing or Standing()
+    looked_at = [_look_at(source, settings, standing) for source in sources]
     runs = [item for item in looked_at if isinstance(item, PlannedRun)]
     rejected = [item for item in looked_at if isinstance(item, Rejected)]
     if not runs:
         raise InputError(nothing_usable([item.reason for item in rejected]))
     _check_unique(runs)
-    _check_undivided(runs)
+    _check_undivided(runs, standing)
     mask = brain_mask()
     context = {"schema": SCHEMA_VERSION, "mask": mask_sha256(mask), **settings.to_json()}
     shards = tuple(
         PlannedShard(name, tuple(part), _digest(name, part, context))
-        for name, part in _fill(_ordered(runs, settings.seed), settings.shard_bytes, int(mask.sum()))
+        for name, part in _fill(_ordered(runs, settings.seed), settings.shard_bytes, int(mask.sum()), standing)
     )
     return Plan(shards, tuple(rejected), tuple(left_out))
 
@@ -141,7 +163,7 @@ def nothing_usable(reasons: list[str]) -> str:
     return reasons[0] if len(reasons) == 1 else f"none of {len(reasons)} files can be used; the first: {reasons[0]}"
 
 
-def _look_at(source: RunSource, settings: BuildSettings) -> PlannedRun | Rejected:
+def _look_at(source: RunSource, settings: BuildSettings, standing: Standing) -> PlannedRun | Rejected:
     try:
         info, num_frames = check_run(
             source.path, settings.preprocessing, tr=source.tr, mask_path=source.mask, assume_mni=settings.assume_mni
@@ -150,8 +172,16 @@ def _look_at(source: RunSource, settings: BuildSettings) -> PlannedRun | Rejecte
         return Rejected(source, "skipped" if source.found else "failed", str(error))
     except InputError as error:
         return Rejected(source, "failed", str(error))
-    group = source.family or source.subject
-    return PlannedRun(source, info, num_frames, source.split or split_of(source.dataset, group, settings.splits))
+    return PlannedRun(source, info, num_frames, _split(source, settings, standing))
+
+
+def _split(source: RunSource, settings: BuildSettings, standing: Standing) -> str:
+    """A split that is given goes first, then the one in which the person or the family is already, then the hash."""
+    for kind in ("subject", "family"):
+        found = standing.splits.get((kind, source.dataset, getattr(source, kind)))
+        if found and not source.split:
+            return found
+    return source.split or split_of(source.dataset, source.family or source.subject, settings.splits)
 
 
 def _check_unique(runs: list[PlannedRun]) -> None:
@@ -166,15 +196,16 @@ def _check_unique(runs: list[PlannedRun]) -> None:
             )
 
 
-def _check_undivided(runs: list[PlannedRun]) -> None:
-    seen: dict[tuple[str, str, str], PlannedRun] = {}
+def _check_undivided(runs: list[PlannedRun], standing: Standing) -> None:
+    seen = {who: (split, "the corpus as it stands") for who, split in standing.splits.items()}
     for run in runs:
         for kind in ("subject", "family"):
             name = getattr(run.source, kind)
-            other = seen.setdefault((kind, run.source.dataset, name), run) if name else run
-            if other.split != run.split:
+            mine = run.split, str(run.source.path)
+            split, where = seen.setdefault((kind, run.source.dataset, name), mine) if name else mine
+            if split != run.split:
                 raise InputError(
-                    f"{kind} {name} of {run.source.dataset} would be in both {other.split} ({other.source.path}) and "
+                    f"{kind} {name} of {run.source.dataset} would be in both {split} ({where}) and "
                     f"{run.split} ({run.source.path}); give all its runs the same split and family in the table"
                 )
 
@@ -188,7 +219,9 @@ def _ordered(runs: list[PlannedRun], seed: int) -> list[PlannedRun]:
     return sorted(runs, key=place)
 
 
-def _fill(runs: list[PlannedRun], shard_bytes: int, num_voxels: int) -> Iterable[tuple[str, list[PlannedRun]]]:
+def _fill(
+    runs: list[PlannedRun], shard_bytes: int, num_voxels: int, standing: Standing
+) -> Iterable[tuple[str, list[PlannedRun]]]:
     by_dataset: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in runs:
         by_dataset[run.source.dataset].append(run)
@@ -202,7 +235,7 @@ def _fill(runs: list[PlannedRun], shard_bytes: int, num_voxels: int) -> Iterable
                 filled = 0
             parts[-1].append(run)
             filled += size
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts, start=standing.shards.get(dataset, 0)):
             yield f"{dataset}-{number:06d}.tar", part
 
 
