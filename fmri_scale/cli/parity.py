@@ -24,6 +24,7 @@ from fmri_scale.kernels.strd import scores
 from fmri_scale.models import Backbone, MaskedAutoencoder, TokenMask
 from fmri_scale.models.masking import unit_of_token
 from fmri_scale.models.neurostorm_state import config_from_published, from_published, to_published
+from fmri_scale.models.shapes import token_grid
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 PREDICTION_STRIDE = 31
@@ -120,7 +121,8 @@ def _run_autoencoder(
     if strategy == "window":
         window_N, _ = unit_of_token(MaskConfig(strategy="window"), config, volume.shape[-1], volume.device)
         hidden = hidden[:, window_N]
-    mask = TokenMask(hidden, strategy, torch.arange(len(volume), device=volume.device))
+    grid = (*token_grid(config), volume.shape[-1])
+    mask = TokenMask.given(hidden, grid, strategy, torch.arange(len(volume), device=volume.device))
     output = model(volume, mask, predict=True)
     output.loss.backward()
     prediction = model.unpatchify(output.prediction).flatten()[::PREDICTION_STRIDE]
@@ -146,5 +148,5 @@ def _gradients(model: torch.nn.Module) -> Case:
 def _score_error(
     case: Case, arguments: dict[str, Any], dtype: torch.dtype, backend: str, device: torch.device
 ) -> float:
-    score = scores(case["h"].to(device, dtype), tuple(arguments["window_size"]))
+    score = scores(case["h"].to(device, dtype), tuple(arguments["window_size"]), backend=backend)
     return relative_error(score, case["score"])

@@ -188,12 +188,20 @@ def slot_of_token(grid: Axes, slots: Axes, device: torch.device) -> Tensor:
     return number.flatten().to(device)
 
 
-def hidden_tokens(hidden: Hidden, batch: int, grid: Axes, device: torch.device) -> Tensor:
+def brain_values(clips: CodedClips) -> Tensor:
+    """Return how many values of the patch at each position lie in the brain, int32 `(M,)`."""
+    d, h, w, _ = clips.grid
+    px, py, pz = clips.patch
+    brain = (clips.lookup >= 0).view(d, px, h, py, w, pz)
+    return brain.sum((1, 3, 5), dtype=torch.int32).flatten()
+
+
+def hidden_tokens(hidden: Hidden, batch: int, grid: Axes, device: torch.device, backend: str = "auto") -> Tensor:
     """Return which tokens are hidden, bool `(B, N)`."""
     if hidden.given is not None:
         return hidden.given
     if hidden.clip_ids is None or hidden.epoch is None:
         return torch.zeros(batch, math.prod(grid), dtype=torch.bool, device=device)
     units = num_units(grid, hidden.unit)
-    drawn = unit_mask(hidden.seed, hidden.epoch, hidden.clip_ids, units, hidden.num_hidden, backend="torch")
+    drawn = unit_mask(hidden.seed, hidden.epoch, hidden.clip_ids, units, hidden.num_hidden, backend=backend)
     return drawn[:, unit_of_token(grid, hidden.unit, device)]

@@ -13,6 +13,7 @@ import triton.language as tl
 from fmri_scale.errors import ConfigError
 from fmri_scale.kernels.clips import CodedClips, Hidden, num_units
 from fmri_scale.kernels.mask.triton import network, permute, unit_keys
+from fmri_scale.kernels.windows import Axes
 
 NONE: tl.constexpr = tl.constexpr(0)
 GIVEN: tl.constexpr = tl.constexpr(1)
@@ -35,10 +36,14 @@ def hidden_arguments(hidden: Hidden, stand_in: torch.Tensor) -> tuple[torch.Tens
 
 def layout(clips: CodedClips, hidden: Hidden) -> dict[str, Any]:
     """Constants of a launch."""
+    return {"IMAGE": tuple(clips.image), "PATCH": tuple(clips.patch), **hidden_layout(hidden, clips.grid)}
+
+
+def hidden_layout(hidden: Hidden, grid: Axes) -> dict[str, Any]:
+    """Those of them that say which tokens of a grid are hidden."""
     mode = DRAWN if hidden.clip_ids is not None else NONE if hidden.given is None else GIVEN
-    units = num_units(clips.grid, hidden.unit) if hidden.clip_ids is not None else 1
-    geometry = {"GRID": clips.grid, "IMAGE": tuple(clips.image), "PATCH": tuple(clips.patch)}
-    return {**geometry, "UNIT": tuple(hidden.unit), "MODE": mode.value, **network(units)}
+    units = num_units(grid, hidden.unit) if hidden.clip_ids is not None else 1
+    return {"GRID": tuple(grid), "UNIT": tuple(hidden.unit), "MODE": mode.value, **network(units)}
 
 
 def refuse_float64(tensor: torch.Tensor) -> None:

@@ -4,6 +4,7 @@
 Shape suffixes: B clips, C input channels, XYZ voxels, T frames, DHW tokens along x, y, z, E width of a stage.
 """
 
+import torch
 from torch import Tensor, nn
 
 from fmri_scale.config import ModelConfig
@@ -26,9 +27,10 @@ class EncoderStage(nn.Module):
         )
         self.merge = None if last else PatchMerge(shape.width, config.channel_multiplier)
 
-    def forward(self, x_BDHWTE: Tensor, keys_B: Tensor | None = None) -> Tensor:
-        """Return the next stage's tokens."""
-        x_BDHWTE = run_blocks(self.blocks, self.position(x_BDHWTE), keys_B, self.recompute)
+    def forward(self, x_BDHWTE: Tensor, keys_B: Tensor | None = None, placed: bool = False) -> Tensor:
+        """Return the next stage's tokens; `placed` ones have their position already."""
+        x_BDHWTE = x_BDHWTE if placed else self.position(x_BDHWTE)
+        x_BDHWTE = run_blocks(self.blocks, x_BDHWTE, keys_B, self.recompute)
         return x_BDHWTE if self.merge is None else self.merge(x_BDHWTE)
 
 
@@ -66,11 +68,23 @@ class Backbone(nn.Module):
         """Return the mean over all tokens of the latent map, `[B, E]`."""
         return self(volume_BCXYZT).flatten(2).mean(-1)
 
-    def encode(self, tokens_BDHWTE: Tensor, keys_B: Tensor | None = None) -> Tensor:
-        """Return the latent map channels last, `[B, D, H, W, T, E]`, of embedded (and perhaps masked) tokens."""
-        for stage in self.stages:
-            tokens_BDHWTE = stage(tokens_BDHWTE, keys_B)
+    def encode(self, tokens_BDHWTE: Tensor, keys_B: Tensor | None = None, placed: bool = False) -> Tensor:
+        """Return the latent map channels last, `[B, D, H, W, T, E]`, of embedded (and perhaps masked) tokens.
+
+        Everything is in the tokens' dtype. `placed` tokens have the first stage's position already.
+        """
+        with torch.autocast(tokens_BDHWTE.device.type, enabled=False):
+            for stage in self.stages:
+                tokens_BDHWTE = stage(tokens_BDHWTE, keys_B, placed)
+                placed = False
         return tokens_BDHWTE
+
+    @property
+    def first_position(self) -> PositionalEmbedding:
+        """What tells the embedded tokens where and when they are."""
+        stage = self.stages[0]
+        assert isinstance(stage, EncoderStage)
+        return stage.position
 
     def check(self, volume_BCXYZT: Tensor) -> None:
         """Raise ValueError unless the clip fits the configuration."""

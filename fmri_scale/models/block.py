@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from fmri_scale.config import ModelConfig
 from fmri_scale.kernels.windows import Windows
 from fmri_scale.models.draws import uniform
+from fmri_scale.models.lean import cast_like, norm_linear, norm_mlp
 from fmri_scale.models.mixer import Mixer
-from fmri_scale.models.shapes import Grid4, StageShape, effective_window
+from fmri_scale.models.shapes import StageShape, effective_window
 from fmri_scale.models.strd import RedundancyDropout
 
 
@@ -27,9 +28,15 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the last axis; dropout follows both maps, as published."""
-        return self.dropout(self.down(self.dropout(F.gelu(self.up(x)))))
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Normalise and map the last axis; dropout follows both maps, as published."""
+        if self.dropout.p == 0.0 or not self.training:
+            return norm_mlp(x, norm, self.up, self.down)
+        gain, shift, up, up_bias, down, down_bias = cast_like(
+            x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        )
+        hidden = F.gelu(F.linear(F.layer_norm(x, gain.shape, gain, shift, norm.eps), up, up_bias))
+        return self.dropout(F.linear(self.dropout(hidden), down, down_bias))
 
 
 class Block(nn.Module):
@@ -56,20 +63,21 @@ class Block(nn.Module):
         self.mixer = Mixer(shape.width, config, config.prompt_len if encoder else 0)
         self.norm2 = nn.LayerNorm(shape.width)
         self.mlp = Mlp(shape.width, int(shape.width * config.mlp_ratio), config.dropout)
-        self.strd = RedundancyDropout(3 * number + 2) if encoder and config.strd == "published" else None
+        self.strd = (
+            RedundancyDropout(3 * number + 2, config.backend) if encoder and config.strd == "published" else None
+        )
 
     def forward(self, x_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Return tokens of the same shape; `keys_B` are the clips' random keys (`masking.clip_keys`)."""
-        x = x_BDHWTC + self._drop_path(self._mix(self.norm1(x_BDHWTC), keys_B), keys_B, self.salt)
-        return x + self._drop_path(self.mlp(self.norm2(x)), keys_B, self.salt + 1)
+        x = x_BDHWTC + self._drop_path(self._mix(x_BDHWTC, keys_B), keys_B, self.salt)
+        return x + self._drop_path(self.mlp(x, self.norm2), keys_B, self.salt + 1)
 
-    def _mix(self, u_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
-        b, d, h, w, t, c = u_BDHWTC.shape
+    def _mix(self, x_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
+        b, d, h, w, t, c = x_BDHWTC.shape
         padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted)
         windows = Windows(padded, window, shift)
-        if padded != (d, h, w, t):
-            u_BDHWTC = _pad(u_BDHWTC, padded)
-        mixed_BNC = self.mixer(u_BDHWTC.reshape(b, -1, c), windows)
+        xz = norm_linear(x_BDHWTC, self.norm1, self.mixer.in_proj, padded)
+        mixed_BNC = self.mixer(xz.flatten(1, 4), windows)
         if self.strd is not None:
             mixed_BNC = self.strd(mixed_BNC, windows, keys_B)
         return mixed_BNC.view(b, *padded, c)[:, :d, :h, :w, :t]
@@ -91,8 +99,3 @@ def run_blocks(blocks: Iterable[nn.Module], x_BDHWTC: Tensor, keys_B: Tensor | N
         else:
             x_BDHWTC = block(x_BDHWTC, keys_B)
     return x_BDHWTC
-
-
-def _pad(u_BDHWTC: Tensor, padded: Grid4) -> Tensor:
-    d, h, w, t = (n - have for n, have in zip(padded, u_BDHWTC.shape[1:5], strict=True))
-    return F.pad(u_BDHWTC, (0, 0, 0, t, 0, w, 0, h, 0, d))

@@ -2,7 +2,8 @@
 
 Operations count a multiply-add as two and cover the matrix products, the convolution and the scan; norms,
 activations and element sums are left out. A backward pass costs twice the matrix products of the forward pass; the
-scan's own factors are below. Operations and bytes are those of one clip.
+scan's own factors are below; what the branches of a block make again (lean.py) is left out too. Operations and
+bytes are those of one clip.
 """
 
 import math
@@ -67,47 +68,53 @@ class Cost:
         return self.total.kept_values * bytes_per_value
 
 
-def cost(config: ModelConfig, num_frames: int | None = None) -> Cost:
-    """Return the cost of training on one clip of `num_frames` frames (None: the configuration's)."""
+def cost(config: ModelConfig, num_frames: int | None = None, from_codes: bool = True) -> Cost:
+    """Return the cost of training on one clip of `num_frames` frames (None: the configuration's).
+
+    Parameters
+    ----------
+    from_codes : the model reads int8 codes; otherwise volumes, whose patches and squared differences are kept.
+    """
     frames = config.num_frames if num_frames is None else num_frames
     tokens, values = math.prod(token_grid(config)) * frames, patch_values(config)
     masks = PartCost(config.embed_dim * (2 + math.prod(config.window_size)))
-    parts = {"embed": _linear(tokens, values, config.embed_dim, bias=True) + masks}
+    of_volumes = PartCost(kept_values=0 if from_codes else tokens * values)
+    parts = {"embed": _linear(tokens, values, config.embed_dim, bias=True) + masks + of_volumes}
     stages = encoder_stages(config)
     for i, shape in enumerate(stages):
         position = PartCost((math.prod(shape.grid) + config.num_frames) * shape.width)
         parts[f"encoder.{i}"] = position + _blocks(config, shape, frames, config.prompt_len)
         if i < len(stages) - 1:
             coarse, wide = math.prod(shape.grid) // 8 * frames, 8 * shape.width
-            parts[f"encoder.{i}"] += _norm(coarse, wide) + _linear(coarse, wide, stage_width(config, i + 1))
+            merge = _norm(wide) + _linear(coarse, wide, stage_width(config, i + 1))
+            parts[f"encoder.{i}"] += merge + PartCost(kept_values=coarse * wide)
     for i, shape in enumerate(decoder_stages(config)):
-        fine = math.prod(shape.grid) * frames
-        expand = _linear(fine // 8, shape.width * config.channel_multiplier, 8 * shape.width) + _norm(fine, shape.width)
-        parts[f"decoder.{i}"] = expand + _blocks(config, shape, frames, prompts=0)
-    head = _norm(tokens, config.embed_dim) + _linear(tokens, config.embed_dim, values, bias=True)
-    parts["head"] = head + PartCost(kept_values=tokens * values)  # the difference that the loss squares, at most
+        fine, wide = math.prod(shape.grid) * frames, shape.width * config.channel_multiplier
+        expand = _linear(fine // 8, wide, 8 * shape.width) + _norm(shape.width)
+        parts[f"decoder.{i}"] = expand + PartCost(kept_values=fine // 8 * wide) + _blocks(config, shape, frames, 0)
+    # The norm's input and the features' gradient; of volumes the features and, at most, the difference that is squared.
+    head = _norm(config.embed_dim) + _linear(tokens, config.embed_dim, values, bias=True)
+    parts["head"] = head + PartCost(kept_values=2 * tokens * config.embed_dim) + of_volumes
     return Cost(parts)
 
 
 def _linear(tokens: int, inputs: int, outputs: int, bias: bool = False) -> PartCost:
-    """Keeps its input."""
     products = 2 * tokens * inputs * outputs
-    return PartCost(inputs * outputs + bias * outputs, products, 2 * products, tokens * inputs)
+    return PartCost(inputs * outputs + bias * outputs, products, 2 * products)
 
 
-def _norm(tokens: int, width: int) -> PartCost:
-    """Keeps its input, its mean and its scale."""
-    return PartCost(2 * width, 0, 0, tokens * (width + 2))
+def _norm(width: int) -> PartCost:
+    return PartCost(2 * width)
 
 
 def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -> PartCost:
+    """Cost of a stage's blocks; of each its input and the MLP's are kept, beside what the mixer keeps."""
     tokens, width = math.prod(shape.grid) * frames, shape.width
     padded, _, _ = effective_window((*shape.grid, frames), shape.window, shape.shifted)
     hidden = int(width * config.mlp_ratio)
     mlp = _linear(tokens, width, hidden, bias=True) + _linear(tokens, hidden, width, bias=True)
-    gelu = PartCost(kept_values=tokens * hidden)
-    block = _norm(tokens, width) + _mixer(config, width, math.prod(padded)) + _norm(tokens, width) + mlp + gelu
-    block += PartCost(prompts * width)
+    block = _norm(width) + _mixer(config, width, math.prod(padded)) + _norm(width) + mlp
+    block += PartCost(prompts * width, kept_values=2 * tokens * width)
     if config.checkpoint_blocks:
         twice = block.backward_flops + block.forward_flops
         block = PartCost(block.parameters, block.forward_flops, twice, tokens * width)
@@ -128,6 +135,6 @@ def _mixer(config: ModelConfig, width: int, tokens: int) -> PartCost:
         + _linear(tokens, rank, inner, bias=True)
         + _linear(tokens, inner, width)
     )
-    # Beside the inputs of the projections: x and z, dt before and after softplus, y, SiLU of z, B and C.
-    kept = PartCost(kept_values=tokens * (6 * inner + 2 * states))
+    # x and z, the scan's output; dt before its projection, B and C.
+    kept = PartCost(kept_values=tokens * (3 * inner + rank + 2 * states))
     return conv + scan + projections + kept

@@ -3,10 +3,13 @@
 In: the latent map, channels last. Out: features of every patch, of which the head predicts the patch's values.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fmri_scale.config import ModelConfig
 from fmri_scale.models.block import Block, run_blocks
+from fmri_scale.models.lean import cast_like
 from fmri_scale.models.resample import PatchExpand
 from fmri_scale.models.shapes import StageShape, decoder_stages, drop_path_rates, patch_values
 
@@ -43,7 +46,12 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.embed_dim, patch_values(config))
 
     def forward(self, latent_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
-        """Return the features `[B, D, H, W, T, C]` that `head` takes; its output is ordered as `embed.patchify`'s."""
-        for stage in self.stages:
-            latent_BDHWTC = stage(latent_BDHWTC, keys_B)
-        return self.norm(latent_BDHWTC)
+        """Return the features `[B, D, H, W, T, C]` that `head` takes; its output is ordered as `embed.patchify`'s.
+
+        Everything is in the dtype of the latent map.
+        """
+        with torch.autocast(latent_BDHWTC.device.type, enabled=False):
+            for stage in self.stages:
+                latent_BDHWTC = stage(latent_BDHWTC, keys_B)
+            gain, shift = cast_like(latent_BDHWTC, self.norm.weight, self.norm.bias)
+            return F.layer_norm(latent_BDHWTC, gain.shape, gain, shift, self.norm.eps)

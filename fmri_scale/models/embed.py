@@ -48,8 +48,17 @@ class PatchEmbed(nn.Linear):
     """A linear map from the values of a patch to a token."""
 
     def forward(self, patches_BDHWTP: Tensor) -> Tensor:
-        """Return tokens `[B, D, H, W, T, E]` in the weights' dtype."""
-        return super().forward(patches_BDHWTP.to(self.weight.dtype))
+        """Return tokens `[B, D, H, W, T, E]` in the dtype that matrix products have (`product_dtype`)."""
+        dtype = product_dtype(self.weight)
+        return F.linear(patches_BDHWTP.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products with a weight: that of autocast where it is on, else the weight's own."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 class PositionalEmbedding(nn.Module):
@@ -65,8 +74,13 @@ class PositionalEmbedding(nn.Module):
         self.time = nn.Parameter(torch.zeros(num_frames, width))
 
     def forward(self, tokens_BDHWTE: Tensor) -> Tensor:
-        """Return the tokens with their position and frame added."""
-        return tokens_BDHWTE + (self.space.unsqueeze(-2) + self._frames(tokens_BDHWTE.shape[-2]))
+        """Return the tokens with their position and frame added, in their dtype."""
+        place = self.space.unsqueeze(-2) + self._frames(tokens_BDHWTE.shape[-2])
+        return tokens_BDHWTE + place.to(tokens_BDHWTE.dtype)
+
+    def vectors(self, num_frames: int) -> tuple[Tensor, Tensor]:
+        """Return the vectors of the positions `[M, E]` and of the frames of a clip `[T, E]`."""
+        return self.space.flatten(0, 2), self._frames(num_frames)
 
     def _frames(self, num_frames: int) -> Tensor:
         if num_frames <= self.time.shape[0]:

@@ -1,22 +1,27 @@
 """The masked autoencoder: hide tokens, encode all of them, decode, score the hidden patches.
 
-`MaskedAutoencoder(config)(volume, mask)` returns loss and prediction. Mask tokens pass through the encoder (as
-published), so masking saves no computation. Shape suffixes: B clips, C channels, XYZ voxels, T frames, DHW tokens
-along x, y, z, N = D*H*W*T tokens, M = D*H*W positions, P values of a patch, E width.
+`MaskedAutoencoder(config)(clips, mask)` returns loss and prediction, for clips as volumes or as codes. Mask tokens
+pass through the encoder (as published), so masking saves no computation. Shape suffixes: B clips, C channels, XYZ
+voxels, T frames, DHW tokens along x, y, z, N = D*H*W*T tokens, M = D*H*W positions, S slots of a window, P values of
+a patch, E width.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fmri_scale.config import ModelConfig
+from fmri_scale.kernels.clips import ONE, CodedClips, brain_values, slot_of_token
+from fmri_scale.kernels.embed import embed
+from fmri_scale.kernels.loss import masked_loss as coded_loss
+from fmri_scale.kernels.windows import Axes
 from fmri_scale.models.backbone import Backbone
 from fmri_scale.models.decoder import Decoder
-from fmri_scale.models.embed import patchify, unpatchify
+from fmri_scale.models.embed import patchify, product_dtype, unpatchify
 from fmri_scale.models.init import init_weights
 from fmri_scale.models.loss import masked_loss
 from fmri_scale.models.masking import TokenMask, masked_fractions
@@ -50,22 +55,25 @@ class MaskTokens(nn.Module):
 
     def __init__(self, window: Sequence[int], width: int) -> None:
         super().__init__()
-        self.window_size = tuple(window)
+        d, h, w, t = window
+        self.window_size: Axes = (d, h, w, t)
         self.token = nn.Parameter(torch.zeros(width))
         self.window = nn.Parameter(torch.zeros(math.prod(window), width))
         self.region = nn.Parameter(torch.zeros(width))
 
     def forward(self, tokens_BDHWTE: Tensor, mask: TokenMask) -> Tensor:
         """Return the tokens with the hidden ones replaced."""
-        stand_in = self._stand_in(tokens_BDHWTE.shape[1:5], mask.strategy)
-        idle = 0.0 * (self.token.sum() + self.window.sum() + self.region.sum())
-        return torch.where(mask.hidden.view(*tokens_BDHWTE.shape[:5], 1), stand_in + idle, tokens_BDHWTE)
+        table_SE, slots = self.table(mask.strategy)
+        stand_in_NE = table_SE[slot_of_token(mask.grid, slots, table_SE.device)]
+        hidden = mask.hidden.view(*tokens_BDHWTE.shape[:5], 1)
+        return torch.where(hidden, stand_in_NE.view(*mask.grid, -1).to(tokens_BDHWTE.dtype), tokens_BDHWTE)
 
-    def _stand_in(self, grid: Sequence[int], strategy: str) -> Tensor:
+    def table(self, strategy: str) -> tuple[Tensor, Axes]:
+        """Return the vectors that stand in `[S, E]`, and the window whose slots they fill from the grid's corner."""
+        idle = 0.0 * (self.token.sum() + self.window.sum() + self.region.sum())
         if strategy == "window":
-            slots = _window_slots(tuple(grid), self.window_size, self.window.device)
-            return self.window[slots]
-        return self.region if strategy == "region" else self.token
+            return self.window + idle, self.window_size
+        return (self.region if strategy == "region" else self.token).unsqueeze(0) + idle, ONE
 
 
 class MaskedAutoencoder(nn.Module):
@@ -81,33 +89,78 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(
         self,
-        volume_BCXYZT: Tensor,
+        clips: Tensor | CodedClips,
         mask: TokenMask,
-        brain_XYZ: Tensor | None = None,
+        brain: Tensor | bool | None = None,
         predict: bool | None = None,
     ) -> MAEOutput:
         """Reconstruct clips of which part is hidden.
 
         Parameters
         ----------
-        volume_BCXYZT : float clips of any number of frames.
+        clips : float volumes `[B, C, X, Y, Z, T]` or int8 codes of the brain's voxels; any number of frames. Both
+            give the same, but of codes neither a volume nor a prediction of it is ever made.
         mask : hidden tokens of these clips, `masking.draw_mask`.
-        brain_XYZ : bool; only these voxels are scored. None scores all voxels of hidden patches (as published).
-        predict : return the values of all patches, not only score the hidden ones. None: where gradients are off.
+        brain : what is scored. Volumes: bool `[X, Y, Z]`; codes: True for the voxels they hold. None or False scores
+            all voxels of hidden patches (as published).
+        predict : return the values of all patches, not only score the hidden ones. None: of volumes where gradients
+            are off, of codes never.
         """
+        if isinstance(clips, CodedClips):
+            return self._from_codes(clips, mask, bool(brain), bool(predict))
+        wanted = not torch.is_grad_enabled() if predict is None else predict
+        return self._from_volume(clips, mask, brain if isinstance(brain, Tensor) else None, wanted)
+
+    def _from_volume(
+        self, volume_BCXYZT: Tensor, mask: TokenMask, brain_XYZ: Tensor | None, predict: bool
+    ) -> MAEOutput:
         self.backbone.check(volume_BCXYZT)
         patches = patchify(volume_BCXYZT, self.config.patch_size)
-        if mask.hidden.shape != (len(patches), math.prod(patches.shape[1:5])):
-            raise ValueError(f"mask of {tuple(mask.hidden.shape)} for clips of tokens {tuple(patches.shape[:5])}")
+        self._check(mask, len(patches), patches.shape[-2])
         tokens = self.mask_tokens(self.backbone.patch_embed(patches), mask)
         latent = self.backbone.encode(tokens, mask.keys)
         features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
         brain_MP = None if brain_XYZ is None else self.patchify_brain(brain_XYZ)
+        loss = masked_loss(self._head, features_BNE, patches.flatten(1, 4), mask.hidden, brain_MP)
+        counts_M = None if brain_MP is None else brain_MP.sum(-1)
+        return self._output(loss, features_BNE, latent, mask, counts_M, predict)
+
+    def _from_codes(self, clips: CodedClips, mask: TokenMask, brain_only: bool, predict: bool) -> MAEOutput:
+        config = self.config
+        d, h, w, frames = clips.grid
+        image, patch = tuple(config.image_size), tuple(config.patch_size[:3])
+        if (clips.image, clips.patch, 1) != (image, patch, config.in_channels):
+            raise ValueError(
+                f"codes of one channel, image {clips.image}, patches {clips.patch}: expected {config.in_channels}, "
+                f"{image} and {patch}"
+            )
+        self._check(mask, len(clips.codes), frames)
+        linear, (table_SE, slots) = self.backbone.patch_embed, self.mask_tokens.table(mask.strategy)
+        dtype = product_dtype(linear.weight)
+        space_ME, time_TE = self.backbone.first_position.vectors(frames)
+        parameters = (linear.weight.to(dtype), linear.bias, table_SE, space_ME, time_TE)
+        tokens_BNE = embed(clips, *parameters, hidden=mask.tokens, slots=slots, backend=config.backend)
+        latent = self.backbone.encode(tokens_BNE.unflatten(1, (d, h, w, frames)), mask.keys, placed=True)
+        features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
+        head = (self.decoder.head.weight.to(dtype), self.decoder.head.bias.to(dtype))
+        loss = coded_loss(clips, features_BNE, *head, hidden=mask.tokens, brain_only=brain_only, backend=config.backend)
+        return self._output(loss, features_BNE, latent, mask, brain_values(clips) if brain_only else None, predict)
+
+    def _check(self, mask: TokenMask, clips: int, frames: int) -> None:
+        """Raise ValueError unless the mask was drawn for clips of these tokens."""
+        grid = (*token_grid(self.config), frames)
+        if (len(mask.keys), mask.grid) != (clips, grid):
+            raise ValueError(f"mask of {len(mask.keys)} clips of tokens {mask.grid}: expected {clips} of {grid}")
+
+    def _head(self, features: Tensor) -> Tensor:
         head = self.decoder.head
-        loss = masked_loss(head, features_BNE, patches.flatten(1, 4), mask.hidden, brain_MP)
-        wanted = not torch.is_grad_enabled() if predict is None else predict
-        metrics = masked_fractions(mask, None if brain_MP is None else brain_MP.sum(-1))
-        return MAEOutput(loss, head(features_BNE) if wanted else None, latent, metrics)
+        return F.linear(features, head.weight.to(features.dtype), head.bias.to(features.dtype))
+
+    def _output(
+        self, loss: Tensor, features: Tensor, latent: Tensor, mask: TokenMask, counts_M: Tensor | None, predict: bool
+    ) -> MAEOutput:
+        metrics = masked_fractions(mask, counts_M, self.config.backend)
+        return MAEOutput(loss, self._head(features) if predict else None, latent, metrics)
 
     def patchify_brain(self, brain_XYZ: Tensor) -> Tensor:
         """Return the brain mask as 0 and 1 by position and patch value, float32 `[M, P]`."""
@@ -119,12 +172,3 @@ class MaskedAutoencoder(nn.Module):
         b, n, p = patches_BNP.shape
         grid = token_grid(self.config)
         return unpatchify(patches_BNP.view(b, *grid, n // math.prod(grid), p), self.config.patch_size)
-
-
-@functools.lru_cache(maxsize=16)
-def _window_slots(grid: tuple[int, ...], window: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return the place of each token in its (unshifted) window, int64 of the grid's shape, t fastest."""
-    slot = torch.zeros((), dtype=torch.int64)
-    for n, w in zip(grid, window, strict=True):
-        slot = slot.unsqueeze(-1) * w + torch.arange(n) % w
-    return slot.to(device)

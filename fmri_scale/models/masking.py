@@ -5,7 +5,6 @@ A mask depends on (seed, epoch, clip id) alone: not on the rank, the batch a cli
 fastest), M = D*H*W positions, T frames, U units, R regions.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from fmri_scale.config import MaskConfig, ModelConfig
 from fmri_scale.errors import ConfigError
-from fmri_scale.kernels.mask import unit_mask
+from fmri_scale.kernels.clips import Hidden, hidden_tokens, num_units
+from fmri_scale.kernels.clips import unit_of_token as units_of_tokens
+from fmri_scale.kernels.loss import hidden_values
+from fmri_scale.kernels.windows import Axes
 from fmri_scale.models.draws import clip_keys
 from fmri_scale.models.regions import region_mask
 from fmri_scale.models.shapes import token_grid
@@ -22,18 +24,30 @@ from sharding.format import GRID_SHAPE
 
 
 class TokenMask(NamedTuple):
-    """Hidden tokens of a batch.
+    """Hidden tokens of a batch: those that are replaced by a mask token and scored.
 
     Attributes
     ----------
-    hidden : bool `[B, N]`, True where a token is replaced by a mask token and scored.
+    tokens : as the kernels take them, given token by token or drawn from each clip's key without any being listed.
+    grid : tokens along x, y, z and time.
     strategy : the unit that was hidden; it decides which mask token stands in.
     keys : int64 `[B]`, the clips' random keys, from which the model draws what it drops in training.
     """
 
-    hidden: Tensor
+    tokens: Hidden
+    grid: Axes
     strategy: str
     keys: Tensor
+
+    @classmethod
+    def given(cls, hidden_BN: Tensor, grid: Axes, strategy: str, keys: Tensor) -> "TokenMask":
+        """Return a mask that hides just these tokens."""
+        return cls(Hidden(hidden_BN), grid, strategy, keys)
+
+    @property
+    def hidden(self) -> Tensor:
+        """All tokens, bool `[B, N]`, True where hidden."""
+        return hidden_tokens(self.tokens, len(self.keys), self.grid, self.keys.device)
 
 
 def draw_mask(
@@ -61,6 +75,7 @@ def draw_mask(
     ConfigError : the ratio hides nothing or everything of this grid, or strategy region lacks its atlas.
     """
     frames = model.num_frames if num_frames is None else num_frames
+    grid = (*token_grid(model), frames)
     clip_ids = clip_ids.to(device)
     epochs = torch.as_tensor(epoch, dtype=torch.int64, device=clip_ids.device).expand_as(clip_ids)
     if mask.strategy == "region":
@@ -68,11 +83,12 @@ def draw_mask(
             raise ConfigError("mask.strategy=region: no atlas was given; set mask.atlas to a label image")
         counts_RM, voxels = regions.to(device, torch.int64), math.prod(GRID_SHAPE) // math.prod(token_grid(model))
         hidden_BN = region_mask(counts_RM, voxels, frames, mask.ratio, mask.tube_len, seed, epochs, clip_ids)
+        tokens = Hidden(hidden_BN)
     else:
-        unit_N, units = unit_of_token(mask, model, frames, torch.device(device))
-        count = hidden_units(mask, units)
-        hidden_BN = unit_mask(seed, epochs, clip_ids, units, count, backend=model.backend)[:, unit_N]
-    return TokenMask(hidden_BN, mask.strategy, clip_keys(seed, epochs, clip_ids))
+        unit = _unit(mask, model, frames)
+        count = hidden_units(mask, num_units(grid, unit))
+        tokens = Hidden(None, epochs, clip_ids, seed, count, unit)
+    return TokenMask(tokens, grid, mask.strategy, clip_keys(seed, epochs, clip_ids))
 
 
 def hidden_units(mask: MaskConfig, units: int) -> int:
@@ -90,15 +106,11 @@ def unit_of_token(mask: MaskConfig, model: ModelConfig, frames: int, device: tor
 
     A window is cut at the end of a grid that is not whole windows; so is the last tube of a clip.
     """
-    size = {
-        "token": (1, 1, 1, 1),
-        "window": tuple(model.window_size),
-        "tube": (1, 1, 1, mask.tube_len or frames),
-    }[mask.strategy]
-    return _units((*token_grid(model), frames), size, device)
+    grid, unit = (*token_grid(model), frames), _unit(mask, model, frames)
+    return units_of_tokens(grid, unit, device), num_units(grid, unit)
 
 
-def masked_fractions(mask: TokenMask, brain_M: Tensor | None) -> dict[str, Tensor]:
+def masked_fractions(mask: TokenMask, brain_M: Tensor | None, backend: str = "auto") -> dict[str, Tensor]:
     """Return the hidden fraction of all tokens and, given a brain, of the tokens that hold any of it.
 
     Parameters
@@ -109,19 +121,23 @@ def masked_fractions(mask: TokenMask, brain_M: Tensor | None) -> dict[str, Tenso
     -------
     `{"masked_fraction": scalar, "masked_fraction_brain": scalar}`, the second only with a brain.
     """
-    hidden = mask.hidden.float()
-    found = {"masked_fraction": hidden.mean()}
+    everywhere_M = torch.ones(math.prod(mask.grid[:3]), dtype=torch.int32, device=mask.keys.device)
+    found = {"masked_fraction": _share(mask, everywhere_M, backend)}
     if brain_M is not None:
-        inside_M = (brain_M > 0).float()
-        by_position_M = hidden.view(len(hidden), len(inside_M), -1).mean((0, 2))
-        found["masked_fraction_brain"] = (by_position_M * inside_M).sum() / inside_M.sum().clamp(min=1)
+        found["masked_fraction_brain"] = _share(mask, (brain_M > 0).int(), backend)
     return found
 
 
-@functools.lru_cache(maxsize=16)
-def _units(grid: tuple[int, ...], size: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
-    counts = [math.ceil(n / s) for n, s in zip(grid, size, strict=True)]
-    unit = torch.zeros((), dtype=torch.int64)
-    for n, s, count in zip(grid, size, counts, strict=True):
-        unit = unit.unsqueeze(-1) * count + torch.arange(n) // s
-    return unit.flatten().to(device), math.prod(counts)
+def _share(mask: TokenMask, counts_M: Tensor, backend: str) -> Tensor:
+    """Return which share of the tokens at positions that count (1, the others 0) is hidden, of all clips together."""
+    clips = len(mask.keys)
+    hidden_B = hidden_values(counts_M, mask.tokens, clips, mask.grid, backend)
+    return hidden_B.sum() / (counts_M.sum() * (clips * mask.grid[3])).clamp(min=1)
+
+
+def _unit(mask: MaskConfig, model: ModelConfig, frames: int) -> Axes:
+    """Return the tokens that a unit spans along x, y, z and time."""
+    if mask.strategy == "window":
+        d, h, w, t = model.window_size
+        return d, h, w, t
+    return 1, 1, 1, (mask.tube_len or frames) if mask.strategy == "tube" else 1

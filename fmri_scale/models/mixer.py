@@ -1,7 +1,7 @@
 """The Mamba-1 mixer of a block, run over shifted windows of a token grid that stays in natural order.
 
-In and out: normalised tokens `[B, N, C]` of the padded grid. Windows are pure index arithmetic inside the kernels,
-so nothing is rolled, partitioned or reversed here (Gu and Dao 2023, Mamba, section 3.4 and figure 3).
+In: in-projected tokens `[B, N, 2E]` of the padded grid, out: `[B, N, C]`. Windows are pure index arithmetic inside
+the kernels, so nothing is rolled, partitioned or reversed here (Gu and Dao 2023, Mamba, section 3.4 and figure 3).
 Shape suffixes: B clips, N tokens, C width, E inner width, S states, K convolution taps, R rank of dt, P prompt tokens.
 """
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmri_scale.config import ModelConfig
-from fmri_scale.kernels.conv import conv_silu
-from fmri_scale.kernels.scan import prefix_scan, scan
+from fmri_scale.kernels.scan import prefix_scan
 from fmri_scale.kernels.windows import Windows
+from fmri_scale.models.lean import Layout, Scan, mix
 
 Selected = tuple[Tensor, Tensor, Tensor]
 "Step sizes `[..., E]` and the input and output maps `[..., S]` of each token."
 
 
 class Mixer(nn.Module):
-    """Projection, causal depthwise convolution, selective scan, gate, projection.
+    """Causal depthwise convolution, selective scan, gate, projection; and the weights of the in-projection.
 
     With `prompt_len` > 0, learnable tokens stand before every window: they are the same for all windows, so they
     are scanned once and enter each window as the state it starts from. A bidirectional mixer adds a scan from the
@@ -47,34 +47,15 @@ class Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
         self.prompt = nn.Parameter(torch.zeros(prompt_len, width)) if prompt_len else None
 
-    def forward(self, u_BNC: Tensor, windows: Windows) -> Tensor:
-        """Return mixed tokens `[B, N, C]`, without the residual."""
-        x_BNE, z_BNE = self.in_proj(u_BNC).chunk(2, dim=-1)
+    def forward(self, xz_BNE: Tensor, windows: Windows) -> Tensor:
+        """Return mixed tokens `[B, N, C]`, without the residual, of in-projected ones `[B, N, 2E]`."""
         before_KE, prompts = self._prompts()
-        x_BNE = conv_silu(x_BNE, self.conv_weight, self.conv_bias, windows, before_KE, backend=self.backend)
-        selected = self._select(x_BNE)
-        y_BNE = self._scan(x_BNE, selected, windows, prompts, self.A_log, self.D, reverse=False)
+        taps = (self.conv_weight, self.conv_bias, None if before_KE is None else before_KE.to(xz_BNE.dtype))
+        projections = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.out_proj.weight)
+        scans = [_scan(self.A_log, self.D, prompts)]
         if self.A_log_reverse is not None and self.D_reverse is not None:
-            y_BNE = y_BNE + self._scan(x_BNE, selected, windows, prompts, self.A_log_reverse, self.D_reverse, True)
-        return self.out_proj(y_BNE * F.silu(z_BNE))
-
-    def _scan(
-        self,
-        x_BNE: Tensor,
-        selected: Selected,
-        windows: Windows,
-        prompts: tuple[Tensor, Selected] | None,
-        A_log_ES: Tensor,
-        D_E: Tensor,
-        reverse: bool,
-    ) -> Tensor:
-        A_ES = -torch.exp(A_log_ES.to(torch.promote_types(A_log_ES.dtype, torch.float32)))
-        dt_BNE, B_BNS, C_BNS = selected
-        h0_ES = None
-        if prompts is not None:
-            x_PE, (dt_PE, B_PS, C_PS) = prompts
-            _, h0_ES = prefix_scan(x_PE, dt_PE, A_ES, B_PS, C_PS, D_E)
-        return scan(x_BNE, dt_BNE, A_ES, B_BNS, C_BNS, D_E, windows, h0_ES, reverse, self.backend)
+            scans.append(_scan(self.A_log_reverse, self.D_reverse, prompts))
+        return mix(xz_BNE, taps, projections, scans, Layout(windows, self.rank, self.states, self.backend))
 
     def _select(self, x: Tensor) -> Selected:
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], dim=-1)
@@ -90,3 +71,12 @@ class Mixer(nn.Module):
         mixed_EP = F.conv1d(padded_EP, self.conv_weight.unsqueeze(1), self.conv_bias, groups=x_PE.shape[1])
         x_PE = F.silu(mixed_EP).T
         return padded_EP.T[len(x_PE) :], (x_PE, self._select(x_PE))
+
+
+def _scan(A_log_ES: Tensor, D_E: Tensor, prompts: tuple[Tensor, Selected] | None) -> Scan:
+    """Return the decay rates of a direction, its skip and the state that the prompts leave to every window."""
+    A_ES = -torch.exp(A_log_ES.to(torch.promote_types(A_log_ES.dtype, torch.float32)))
+    if prompts is None:
+        return Scan(A_ES, D_E, None)
+    x_PE, (dt_PE, B_PS, C_PS) = prompts
+    return Scan(A_ES, D_E, prefix_scan(x_PE, dt_PE, A_ES, B_PS, C_PS, D_E)[1])

@@ -18,11 +18,13 @@ class RedundancyDropout(nn.Module):
     Parameters
     ----------
     salt : which draw of a clip this block takes.
+    backend : of the kernel that computes the scores.
     """
 
-    def __init__(self, salt: int) -> None:
+    def __init__(self, salt: int, backend: str = "auto") -> None:
         super().__init__()
         self.salt = salt
+        self.backend = backend
 
     def forward(self, h_BNC: Tensor, windows: Windows, keys_B: Tensor | None) -> Tensor:
         """Return `h_BNC` with the dropped tokens at zero; the identity outside training."""
@@ -36,7 +38,7 @@ class RedundancyDropout(nn.Module):
         """Return 1 for kept and 0 for dropped tokens, `[B, N]`."""
         b, n, c = h_BNC.shape
         order = windows.order(h_BNC.device).flatten()
-        score_WL = scores(h_BNC[:, order].reshape(-1, windows.length, c), windows.window)
+        score_WL = scores(h_BNC[:, order].reshape(-1, windows.length, c), windows.window, backend=self.backend)
         score_BN = h_BNC.new_empty(b, n)
         score_BN[:, order] = score_WL.view(b, n).to(h_BNC.dtype)
         return (uniform(keys_B, self.salt, n) >= score_BN).to(h_BNC.dtype)

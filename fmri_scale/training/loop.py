@@ -17,6 +17,7 @@ from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
 from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
 from fmri_scale.log import ROOT, configure_logging, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
+from fmri_scale.training.average import Average
 from fmri_scale.training.energy import GpuEnergy, total_energy
 from fmri_scale.training.folder import Status
 from fmri_scale.training.guards import BadSteps
@@ -116,6 +117,11 @@ class Trainer:
         self.engine = build.build_engine(config, self.model, launch, device)
         if checkpoint and state:
             build.load_checkpoint(self.engine, checkpoint, state, config, launch.rank)
+        self.average: Average | None = None
+        if config.optim.ema_decay:
+            self.average = Average(self.engine.module, config.optim.ema_decay, launch.rank, launch.world_size)
+            if checkpoint and state:
+                self.average.load(checkpoint, state)
         self.step = self.saved_step = state.step if state else 0
         self.bad_steps = BadSteps(self.run_dir, config.engine.max_bad_steps, **(state.guards if state else {}))
         self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device)
@@ -176,6 +182,8 @@ class Trainer:
         self.speed.add(result.seconds, result.wait_s)
         if result.applied:
             self.bad_steps.good()
+            if self.average:
+                self.average.update(self.step)
         else:
             ranks = collective.gather({"micro_batches": result.micro_batches})
             self.bad_steps.bad(self.step, result.grad_norm, ranks, writes=self.main)
@@ -231,19 +239,24 @@ class Trainer:
         )
         corpus = self.corpora[0].path
         attachments = {name: corpus / name for name in (layout.CORPUS, layout.MASK)}
-        writer = engine_files.writer(self.engine)
-        saved = commit.save(self.run_dir, state, self.config, writer, rng.capture(), attachments)
+        saved = commit.save(self.run_dir, state, self.config, self._write, rng.capture(), attachments)
         self.saved_step = self.step
         keep = self.config.checkpoint
         collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
         log.info("checkpoint %s", saved.path)
+
+    def _write(self, folder: Path) -> list[Path]:
+        """Write this rank's part of the engine's state and of the average; return the files."""
+        written = engine_files.writer(self.engine)(folder)
+        return written + (self.average.save(folder) if self.average else [])
 
     def _draw(self) -> None:
         """Draw the fixed clip's reconstruction and the loss curve."""
         target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
         clip = pictures.fixed_clip(self.config, self.corpora)
         title = f"step {self.step}, {clip.keys[0]}"
-        pictures.draw_reconstruction(self.engine, self.model, self.prepare, clip, target, title, draws=self.main)
+        volumes = self.prepare.volumes
+        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, draws=self.main)
         if self.main:
             pictures.draw_loss(self.run_dir, target.with_name("loss.png"))
             self.tracker.picture("reconstruction", target, self.step)

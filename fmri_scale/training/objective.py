@@ -1,5 +1,7 @@
 """What the engine trains, and what it is fed with: from the int8 codes of some clips to one loss.
 
+The model reads codes wherever it can: `reads_codes` says when. Otherwise, and for pictures, they are decoded first.
+
 The loss of a step is the mean over its global batch of each clip's mean squared error on its hidden voxels (in the
 brain, or all). The model averages over the clips of a micro-batch; micro-batches are of one size, so the mean over
 them and over ranks is the mean over the global batch, however it was split.
@@ -10,13 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmri_scale.config import Config
+from fmri_scale.config import AugmentConfig, Config
 from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_mask, region_counts
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
+from fmri_scale.kernels.clips import CodedClips, normalise, voxel_lookup
 from fmri_scale.models import MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
 from sharding.atlas import load_label_image_on_grid, patch_occupancy
 from sharding.corpus import Corpus
+from sharding.format import GRID_SHAPE
 
 
 class Objective(nn.Module):
@@ -27,10 +31,16 @@ class Objective(nn.Module):
         self.model = model
         self.bf16 = bf16
 
-    def forward(self, volume: Tensor, mask: TokenMask, brain: Tensor | None) -> MAEOutput:
+    def forward(self, clips: Tensor | CodedClips, mask: TokenMask, brain: Tensor | bool | None) -> MAEOutput:
         """Return the model's output; matrix products run in bf16 where wanted, parameters and loss stay fp32."""
-        with torch.autocast(volume.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.model(volume, mask, brain)
+        with torch.autocast(mask.keys.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.model(clips, mask, brain)
+
+
+def reads_codes(config: Config) -> bool:
+    """Whether the model takes codes as they are: they are not augmented, reduced or normalised frame by frame."""
+    plain = config.augment == AugmentConfig() and config.data.normalisation in ("run_z", "voxel_z", "none")
+    return plain and config.model.in_channels == 1 and reduction(config.model.image_size) == (1, 1, 1)
 
 
 class ClipInput:
@@ -47,7 +57,9 @@ class ClipInput:
         inside = reduced_mask(torch.from_numpy(corpora[0].mask), size).to(device)
         self._inside = inside
         self.brain = inside if config.mask.loss_on == "brain" else None
+        self.reads_codes = reads_codes(config)
         self._mask_index = torch.from_numpy(corpora[0].mask_index).to(device)
+        self._lookup = voxel_lookup(self._mask_index, GRID_SHAPE)
         self._labels: Tensor | None = None
         self._regions: Tensor | None = None
         if config.mask.strategy == "region":
@@ -55,7 +67,19 @@ class ClipInput:
             self._regions = torch.from_numpy(patch_occupancy(self._labels.cpu().numpy(), self._patch)).to(device).long()
 
     @torch.no_grad()
-    def __call__(self, batch: ClipBatch) -> tuple[Tensor, TokenMask, Tensor | None]:
+    def __call__(self, batch: ClipBatch) -> tuple[Tensor | CodedClips, TokenMask, Tensor | bool | None]:
+        """Return the clips, as codes where the model reads them, the drawn mask, and what is scored."""
+        if not self.reads_codes:
+            return self.volumes(batch)
+        clips = batch.to(self.device)
+        numbers = (clips.scale, clips.unit, clips.mean, clips.sd, clips.background, clips.stats)
+        affine = normalise(self.config.data.normalisation, *numbers)
+        x, y, z, _ = self.config.model.patch_size
+        coded = CodedClips(clips.codes, *affine, self._lookup, GRID_SHAPE, (x, y, z))
+        return coded, self._mask(clips.epoch, clips.clip_id, self._regions), self.brain is not None
+
+    @torch.no_grad()
+    def volumes(self, batch: ClipBatch) -> tuple[Tensor, TokenMask, Tensor | None]:
         """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain."""
         config = self.config
         on_device = batch.to(self.device)
@@ -83,6 +107,5 @@ class ClipInput:
         regions = self._labels.unique()
         counts = region_counts(labels, regions[regions > 0], self._patch)
         masks = [self._mask(batch.epoch[i : i + 1], batch.clip_id[i : i + 1], counts[i]) for i in range(len(counts))]
-        return TokenMask(
-            torch.cat([mask.hidden for mask in masks]), masks[0].strategy, torch.cat([mask.keys for mask in masks])
-        )
+        hidden, keys = (torch.cat(parts) for parts in zip(*[(mask.hidden, mask.keys) for mask in masks], strict=True))
+        return TokenMask.given(hidden, masks[0].grid, masks[0].strategy, keys)

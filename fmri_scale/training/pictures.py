@@ -36,14 +36,14 @@ def fixed_clip(config: Config, corpora: Sequence[Corpus]) -> ClipBatch:
 def draw_reconstruction(
     engine: Any,
     model: MaskedAutoencoder,
-    prepare: Callable[[ClipBatch], tuple],
+    volumes: Callable[[ClipBatch], tuple],
     batch: ClipBatch,
     path: Path,
     title: str,
     draws: bool,
 ) -> None:
     """Draw input, masked input and reconstruction of a clip's middle frame in three planes; all ranks call it."""
-    volume, mask, brain = prepare(batch)
+    volume, mask, brain = volumes(batch)
     engine.eval()
     with torch.no_grad():
         output = engine(volume, mask, brain)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fmri_scale.kernels.windows import Windows
-from fmri_scale.models import Backbone, MaskedAutoencoder, Predictor, clip_keys, init_weights
+from fmri_scale.models import Backbone, MaskedAutoencoder, Predictor, TokenMask, clip_keys, init_weights
 from fmri_scale.models.embed import patchify, unpatchify
 from fmri_scale.models.strd import RedundancyDropout
 from tests.helpers.tiny_models import clips, drawn, tiny
@@ -99,7 +99,7 @@ def test_a_batch_and_its_clips_one_by_one_have_the_same_gradient():
     whole = gradients(model)
     model.zero_grad()
     for i in range(3):
-        one = mask._replace(hidden=mask.hidden[i : i + 1], keys=mask.keys[i : i + 1])
+        one = TokenMask.given(mask.hidden[i : i + 1], mask.grid, mask.strategy, mask.keys[i : i + 1])
         (model(volume[i : i + 1], one, BRAIN).loss / 3).backward()
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-9, atol=1e-12, msg=name)
@@ -229,7 +229,7 @@ def test_clips_and_masks_of_another_shape_are_refused():
     model = MaskedAutoencoder(config)
     with pytest.raises(ValueError, match=r"volume of shape \(1, 2, 24, 24, 24, 4\)"):
         model(clips(tiny(in_channels=2)), drawn(config))
-    with pytest.raises(ValueError, match=r"mask of \(1, 2048\)"):
+    with pytest.raises(ValueError, match=r"mask of 1 clips of tokens \(8, 8, 8, 4\): expected 1 of \(8, 8, 8, 5\)"):
         model(clips(config, frames=5), drawn(config, frames=4))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.activations import clip_bytes, counted
 from fmri_scale.config import ModelConfig, load_config
 from fmri_scale.config.check import check_model
 from fmri_scale.errors import ConfigError
@@ -134,21 +135,27 @@ def test_operations_of_the_matrix_products_are_those_counted_by_torch():
 @pytest.mark.parametrize(
     "config", [tiny(depths=[2, 2, 1], bidirectional=True), tiny(embed_dim=12, num_frames=8, checkpoint_blocks=True)]
 )
-def test_activation_bytes_are_what_autograd_keeps(config):
+def test_activation_bytes_are_what_autograd_keeps_of_volumes(config):
     model = MaskedAutoencoder(config)
-    kept = {}
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def remember(tensor):
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        output = model(clips(config), drawn(config, ratio=0.99))
-    measured = sum(storage.nbytes() for storage in kept.values())
+    volume, mask = clips(config), drawn(config, ratio=0.99)
+    with counted(model) as saved:
+        output = model(volume, mask)
     assert output.loss.requires_grad
-    assert cost(config).activation_bytes(4) == pytest.approx(measured, rel=0.1)
+    assert cost(config, from_codes=False).activation_bytes(4) == pytest.approx(sum(saved.values()), rel=0.1)
+
+
+@pytest.mark.parametrize(("recomputed", "megabytes"), [(False, 400), (True, 60)])
+def test_a_clip_of_the_base_model_keeps_little_in_bf16(recomputed, megabytes):
+    config = ModelConfig(checkpoint_blocks=recomputed)
+    kept = sum(clip_bytes(config, bf16=True).values())
+    assert kept <= megabytes * 1e6
+    assert cost(config).activation_bytes(2) == pytest.approx(kept, rel=0.03)
+
+
+def test_bytes_kept_are_counted_whatever_the_shape():
+    config = tiny(depths=[2, 2, 1], bidirectional=True, prompt_len=2, num_frames=6, window_size=[4, 2, 4, 4])
+    kept = sum(clip_bytes(config, bf16=False).values())
+    assert cost(config).activation_bytes(4) == pytest.approx(kept, rel=0.05)
 
 
 def test_a_grid_that_cannot_be_halved_is_refused():

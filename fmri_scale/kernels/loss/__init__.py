@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fmri_scale.kernels.clips import CodedClips, Hidden
-from fmri_scale.kernels.loss.op import masked_loss_op
+from fmri_scale.kernels.loss.op import hidden_values_op, masked_loss_op
+from fmri_scale.kernels.windows import Axes
 
-__all__ = ["masked_loss"]
+__all__ = ["hidden_values", "masked_loss"]
 
 
 def masked_loss(
@@ -73,3 +74,38 @@ def masked_loss(
     *draw, unit = hidden
     inputs = (features_BNC, weight_PC, bias_P, *tensors, *draw)
     return masked_loss_op(*inputs, list(image), list(patch), list(unit), brain_only, wanted, backend)[0]
+
+
+def hidden_values(values_M: Tensor, hidden: Hidden, batch: int, grid: Axes, backend: str = "auto") -> Tensor:
+    """Sum a number per position over the hidden tokens of each clip; no mask is made on a GPU.
+
+    Parameters
+    ----------
+    values_M : Tensor
+        int32 `(M,)`, for instance 1 for every position, or how much brain its patch holds.
+    hidden : Hidden
+        The tokens that are counted.
+    batch : int
+        Clips.
+    grid : (D, H, W, T)
+        Tokens of a clip.
+    backend : str
+        `auto`, `torch` or `triton`.
+
+    Returns
+    -------
+    Tensor
+        int64 `(B,)`.
+
+    Raises
+    ------
+    ValueError
+        When a shape does not fit the others.
+    """
+    hidden.check(batch, grid)
+    if values_M.dtype != torch.int32 or tuple(values_M.shape) != (math.prod(grid[:3]),):
+        raise ValueError(
+            f"values is {values_M.dtype} {tuple(values_M.shape)}: expected torch.int32 {(math.prod(grid[:3]),)}"
+        )
+    *draw, unit = hidden
+    return hidden_values_op(values_M, *draw, list(unit), batch, list(grid), backend)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fmri_scale.kernels.clips import CodedClips, Hidden, hidden_tokens, patch_places, patch_values
 from fmri_scale.kernels.threads import blocks_of, run_blocks
+from fmri_scale.kernels.windows import Axes
 
 BLOCK_ELEMENTS = 1 << 17
 "Values of a block (512 KB in float32)."
@@ -47,6 +48,12 @@ def forward(
     if not with_gradients:
         return squares.sum(), d_features, weight_PC.new_empty(0), bias_P.new_empty(0)
     return squares.sum(), d_features, d_weight.sum(0).to(weight_PC.dtype), d_bias.sum(0).to(bias_P.dtype)
+
+
+def hidden_values(values_M: Tensor, hidden: Hidden, batch: int, grid: Axes) -> Tensor:
+    """Arguments and result as `fmri_scale.kernels.loss.hidden_values`."""
+    frames_BM = hidden_tokens(hidden, batch, grid, values_M.device).view(batch, -1, grid[3]).sum(2)
+    return (frames_BM * values_M).sum(1)
 
 
 class _Scoring:

@@ -1,6 +1,7 @@
 """The loss as one operator, `fmri_scale::masked_loss`: with the loss it returns its gradients, which backward scales.
 
 What is saved for the backward pass is the gradients: of the size of the features, and of the head.
+`fmri_scale::hidden_values` counts what a mask hides; it has no gradient.
 """
 
 from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' types from typing alone
@@ -64,3 +65,26 @@ def _differentiate(ctx, upstream, *of_gradients):
 
 
 masked_loss_op.register_autograd(_differentiate, setup_context=_save)
+
+
+@torch.library.custom_op("fmri_scale::hidden_values", mutates_args=())
+def hidden_values_op(
+    values: Tensor,
+    given: Tensor | None,
+    epoch: Tensor | None,
+    clip_ids: Tensor | None,
+    seed: int,
+    num_hidden: int,
+    unit: Sequence[int],
+    batch: int,
+    grid: Sequence[int],
+    backend: str,
+) -> Tensor:
+    """Values (M,) summed over the hidden tokens of each clip, int64 (B,)."""
+    hidden = Hidden(given, epoch, clip_ids, seed, num_hidden, tuple(unit))  # type: ignore[arg-type]
+    return implementation("loss", backend, values.device).hidden_values(values, hidden, batch, tuple(grid))
+
+
+@hidden_values_op.register_fake
+def _(values, given, epoch, clip_ids, seed, num_hidden, unit, batch, grid, backend):
+    return values.new_empty(batch, dtype=torch.int64)

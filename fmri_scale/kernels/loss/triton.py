@@ -15,13 +15,15 @@ import triton.language as tl
 from fmri_scale.kernels.clips import CodedClips, Hidden
 from fmri_scale.kernels.clips_jit import (
     clip_arguments,
+    hidden_layout,
     layout,
     load_affine,
     load_values,
     refuse_float64,
 )
 from fmri_scale.kernels.jit import launch
-from fmri_scale.kernels.loss.visits import factor_of, values_of, visited, visits_of
+from fmri_scale.kernels.loss.visits import count_of, factor_of, values_of, visited, visits_of
+from fmri_scale.kernels.windows import Axes
 
 TILES = {torch.float32: (16, 16), torch.bfloat16: (64, 32)}
 """Tokens of a program, and values of a patch at a time: in float32 products are made by the ordinary pipes, and need
@@ -277,7 +279,8 @@ def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_onl
     refuse_float64(features)
     device = features.device
     features, weight, bias = features.contiguous(), weight.contiguous(), bias.contiguous()
-    batch, most, visits = visits_of(clips, hidden)
+    batch = clips.codes.shape[0]
+    most, visits = visits_of(hidden, batch, clips.grid, clips.codes.device)
     values = values_of(clips, brain_only)
     constants = {**_tile(weight), "BRAIN_ONLY": brain_only, **layout(clips, hidden)}
     factor = factor_of(values, visits, most, batch, constants)
@@ -307,6 +310,12 @@ def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_onl
     grid = (shares, triton.cdiv(len(bias), constants["VALUES"]), batch)
     launch(loss_head_kernel, grid, device, *head, d_weight, d_bias, *rest, **constants, num_warps=4)
     return loss, d_features, d_weight.sum((0, 1)).to(weight.dtype), d_bias.sum((0, 1)).to(bias.dtype)
+
+
+def hidden_values(values, hidden: Hidden, batch: int, grid: Axes) -> torch.Tensor:
+    """Arguments and result as `fmri_scale.kernels.loss.hidden_values`."""
+    most, visits = visits_of(hidden, batch, grid, values.device)
+    return count_of(values.contiguous(), visits, most, batch, hidden_layout(hidden, grid))
 
 
 def _tile(weight: torch.Tensor) -> dict[str, int]:

@@ -10,9 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips import CodedClips, Hidden, brain_values
 from fmri_scale.kernels.clips_jit import DRAWN, drawn_token, hidden_arguments
 from fmri_scale.kernels.jit import launch
+from fmri_scale.kernels.windows import Axes
 
 COUNT_BLOCK = 1024
 "Visits of a program that counts."
@@ -85,38 +86,44 @@ def visited(
         return tl.load(list_ptr + first + visit, mask=ok, other=0), ok
 
 
-def visits_of(clips: CodedClips, hidden: Hidden) -> tuple[int, int, tuple[torch.Tensor | int, ...]]:
-    """Clips, the most visits a clip can have, and the arguments that enumerate them: how many visits each clip has,
-    the list of tokens, epoch, clip_ids, seed."""
-    batch, device = clips.codes.shape[0], clips.codes.device
+def visits_of(
+    hidden: Hidden, batch: int, grid: Axes, device: torch.device
+) -> tuple[int, tuple[torch.Tensor | int, ...]]:
+    """The most visits a clip can have, and the arguments that enumerate them: how many visits each clip has, the list
+    of tokens, epoch, clip_ids, seed."""
     if hidden.clip_ids is not None:
         most = hidden.num_hidden * math.prod(hidden.unit)
         visits = torch.full((batch,), most, dtype=torch.int32, device=device)
         _, epoch, clip_ids, seed, _ = hidden_arguments(hidden, visits)
-        return batch, most, (visits, visits, epoch, clip_ids, seed)
-    tokens = math.prod(clips.grid)
+        return most, (visits, visits, epoch, clip_ids, seed)
+    tokens = math.prod(grid)
     if hidden.given is None:
         visits = torch.zeros(batch, dtype=torch.int32, device=device)
-        return batch, 0, (visits, visits, visits, visits, 0)
+        return 0, (visits, visits, visits, visits, 0)
     place = torch.where(hidden.given, hidden.given.cumsum(1) - 1, tokens)  # what is not hidden goes behind the end
     listed = torch.empty(batch, tokens + 1, dtype=torch.int32, device=device)
     listed.scatter_(1, place, torch.arange(tokens, dtype=torch.int32, device=device).expand(batch, tokens))
     visits = hidden.given.sum(1, dtype=torch.int32)
-    return batch, tokens, (visits, listed, visits, visits, 0)
+    return tokens, (visits, listed, visits, visits, 0)
 
 
 def values_of(clips: CodedClips, brain_only: bool) -> torch.Tensor:
     """How many values of each position's patch count, int32 (M,)."""
-    d, h, w, _ = clips.grid
-    px, py, pz = clips.patch
-    if not brain_only:
-        return torch.full((d * h * w,), px * py * pz, dtype=torch.int32, device=clips.codes.device)
-    brain = (clips.lookup >= 0).view(d, px, h, py, w, pz)
-    return brain.sum((1, 3, 5), dtype=torch.int32).flatten()
+    if brain_only:
+        return brain_values(clips)
+    return torch.full(
+        (math.prod(clips.grid[:3]),), math.prod(clips.patch), dtype=torch.int32, device=clips.codes.device
+    )
 
 
 def factor_of(values, visits, most: int, batch: int, constants) -> torch.Tensor:
     """1 / (clips * values that count), float32 (B,)."""
+    counts = count_of(values, visits, most, batch, constants)
+    return (1.0 / (batch * counts.clamp(min=1)).double()).float()
+
+
+def count_of(values, visits, most: int, batch: int, constants) -> torch.Tensor:
+    """Values that count among all visits of each clip, int64 (B,)."""
     programs = triton.cdiv(max(1, most), COUNT_BLOCK)
     counts = torch.empty(batch, programs, dtype=torch.int32, device=values.device)
     names = ("GRID", "UNIT", "MODE", "UNITS", "LEFT", "RIGHT", "ROUNDS")
@@ -132,4 +139,4 @@ def factor_of(values, visits, most: int, batch: int, constants) -> torch.Tensor:
         **chosen,
         num_warps=4,
     )
-    return (1.0 / (batch * counts.sum(1).clamp(min=1)).double()).float()
+    return counts.sum(1)

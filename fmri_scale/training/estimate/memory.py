@@ -16,6 +16,7 @@ from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.models.shapes import decoder_stages, encoder_stages
 from fmri_scale.training.ds_config import MOST_BUCKET
+from fmri_scale.training.objective import reads_codes
 
 FLOAT = 4
 "Bytes of a parameter, a gradient, a moment."
@@ -80,12 +81,16 @@ def memory(config: Config, world_size: int, kind: str) -> Memory:
 
 
 def activations(config: Config) -> float:
-    """Return the bytes that the forward pass of a micro-batch keeps: in bf16 those of matrix products are halved."""
+    """Return the bytes that a micro-batch's clips and what the forward pass keeps of them take.
+
+    In bf16 everything kept is in bf16. Codes are a byte a voxel of the brain, at most; volumes are fp32.
+    """
     model = config.model
     width = 2 if config.engine.dtype == "bf16" else 4
     voxels = model.in_channels * model.num_frames * model.image_size[0] * model.image_size[1] * model.image_size[2]
-    values = cost(model).total.kept_values + (_one_block(model) if model.checkpoint_blocks else 0)
-    return config.optim.micro_batch * (width * values + FLOAT * voxels)
+    codes = reads_codes(config)
+    values = cost(model, from_codes=codes).total.kept_values + (_one_block(model) if model.checkpoint_blocks else 0)
+    return config.optim.micro_batch * (width * values + (1 if codes else FLOAT) * voxels)
 
 
 def _one_block(model: ModelConfig) -> float:
