@@ -133,7 +133,7 @@ def grid_sampler(frame: Frame, wanted: np.ndarray) -> Sampler:
     wanted
         int64 (N,): positions in the flattened (C order) grid.
     """
-    coordinates = _coordinates(frame, wanted)
+    coordinates = grid_coordinates(frame, wanted)
     inside = np.ones(wanted.size, dtype=bool)
     for axis, size in enumerate(frame.ras_shape):
         inside &= (coordinates[axis] >= -0.5 - ON_POINT_VOXELS) & (coordinates[axis] <= size - 0.5 + ON_POINT_VOXELS)
@@ -150,7 +150,7 @@ def grid_sampler(frame: Frame, wanted: np.ndarray) -> Sampler:
     return Sampler(exact, take, None if exact else _trilinear(frame, coordinates, inside))
 
 
-def _coordinates(frame: Frame, wanted: np.ndarray) -> np.ndarray:
+def grid_coordinates(frame: Frame, wanted: np.ndarray) -> np.ndarray:
     """float64 (3, N): where the wanted grid voxels lie in the image, in RAS voxels."""
     grid = np.stack(np.unravel_index(wanted, GRID_SHAPE)).astype(np.float64)
     to_voxel = frame.to_voxel @ GRID_AFFINE

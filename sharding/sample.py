@@ -82,7 +82,7 @@ def _json(run: PreparedRun, source: RunSource, facts: dict[str, Any]) -> bytes:
         "run_frames": run.num_frames,
         "source_tr": run.source_tr,
         "source_frames": run.info.num_frames,
-        "resampled_in_space": not run.exact,
+        "resampled_in_space": run.geometry != "exact",
         "negatives_clipped": run.clip_negatives,
     }
     return json.dumps({**facts, **more}, sort_keys=True, separators=(",", ":")).encode()

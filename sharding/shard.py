@@ -10,6 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from sharding.confounds import displacement
 from sharding.discover import RunSource
 from sharding.errors import InputError, ShardingError
 from sharding.index import Row, place_columns
@@ -17,6 +20,7 @@ from sharding.keys import run_label
 from sharding.plan import BuildSettings, PlannedRun, PlannedShard
 from sharding.prepare import PreparedRun, prepare_run
 from sharding.sample import samples_of
+from sharding.timing import header_tr
 from sharding.write import ShardFile
 
 Progress = Callable[[int], object]
@@ -132,6 +136,7 @@ def _prepare(planned: PlannedRun, settings: BuildSettings, work: Path, refused: 
             settings.preprocessing,
             tr=source.tr,
             mask_path=source.mask,
+            confounds_path=source.confounds,
             assume_mni=settings.assume_mni,
             scratch=work,
         )
@@ -178,17 +183,21 @@ def _add_run(file: ShardFile, run: PreparedRun, planned: PlannedRun, progress: P
             file.add(sample.key, sample.members)
             rows.append(sample.facts)
             progress(sample.facts["n_frames"])
-        return rows, {**run_facts(planned.source, "ok", "", planned), **_measured(run)}
+        return rows, {**run_facts(planned.source, "ok", "", planned), **_measured(run, planned.source)}
 
 
-def _measured(run: PreparedRun) -> dict[str, Any]:
+def _measured(run: PreparedRun, source: RunSource) -> dict[str, Any]:
+    """What was found about a run, its quality, and how well its codes keep it."""
     names = ("tsnr_median", "dvars_median", "negative_fraction", "constant_fraction", "zero_frames")
+    kept = run.round_trip.correlations()
+    fd, fd_from = displacement(source.confounds, source.motion)
     return {
         "source_orientation": run.orientation,
         "source_tr": run.source_tr,
-        "tr_from": run.tr_from,
+        "tr_from": source.tr_from or run.tr_from,
+        "header_tr": header_tr(run.info),
         "space": run.space,
-        "geometry": "exact" if run.exact else "resampled",
+        "geometry": run.geometry,
         "frames": run.num_frames,
         "tr": run.tr,
         "mean": run.mean,
@@ -199,5 +208,11 @@ def _measured(run: PreparedRun) -> dict[str, Any]:
         "outside_fov": run.outside_fov,
         "clipped_fraction": run.clipped / (run.num_frames * run.store.num_voxels),
         "nonfinite_values": run.nonfinite,
+        "scrubbed_frames": run.scrubbed,
+        "mask_dice": run.mask_dice,
+        "mean_fd": fd,
+        "fd_from": fd_from,
+        "int8_corr_median": float(np.median(kept)) if kept.size else None,
+        "int8_corr_p5": float(np.percentile(kept, 5)) if kept.size else None,
         **{name: getattr(run.moments, name) for name in names},
     }

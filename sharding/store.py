@@ -19,7 +19,7 @@ CHUNK_FRAMES = 16
 
 
 class FrameStore:
-    """Append-only store of float32 frames.
+    """Store of float32 frames: appended in order, read by frames or by voxels.
 
     Parameters
     ----------
@@ -55,6 +55,27 @@ class FrameStore:
         self._file.seek(4 * start * self.num_voxels)
         data = self._file.read(4 * (stop - start) * self.num_voxels)
         return np.frombuffer(bytearray(data), dtype=np.float32).reshape(stop - start, self.num_voxels)
+
+    def read_voxels(self, first: int, last: int) -> np.ndarray:
+        """Series of voxels first to last, float32 (T, last - first), as a copy."""
+        if self._memory is not None:
+            return self._memory[:, first:last].copy()
+        assert self._file is not None, "store is closed"
+        series = np.empty((self.num_frames, last - first), dtype=np.float32)
+        for frame, row in enumerate(series):
+            self._file.seek(4 * (frame * self.num_voxels + first))
+            row[:] = np.frombuffer(self._file.read(row.nbytes), dtype=np.float32)
+        return series
+
+    def write_voxels(self, first: int, series: np.ndarray) -> None:
+        """Replace the series of voxels from `first` on by float32 (T, v)."""
+        if self._memory is not None:
+            self._memory[:, first : first + series.shape[1]] = series
+            return
+        assert self._file is not None, "store is closed"
+        for frame, row in enumerate(np.ascontiguousarray(series, dtype=np.float32)):
+            self._file.seek(4 * (frame * self.num_voxels + first))
+            self._file.write(row.data)
 
     def chunks(self) -> Iterator[np.ndarray]:
         """All frames in order, in chunks of CHUNK_FRAMES."""

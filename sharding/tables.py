@@ -61,8 +61,17 @@ RUNS_SCHEMA = pa.schema(
         ],
         ("nonfinite_values", pa.int64()),
         ("zero_frames", pa.int64()),
+        ("int8_corr_median", pa.float64()),
+        ("int8_corr_p5", pa.float64()),
+        ("mean_fd", pa.float64()),
+        ("fd_from", pa.string()),
+        ("mask_dice", pa.float64()),
+        ("header_tr", pa.float64()),
+        ("scrubbed_frames", pa.int64()),
     ]
 )
 """A row per input. status is ok, failed or skipped, with the reason; frames are those stored, source_frames those read;
-geometry is exact (cropped and padded) or resampled; fractions are of stored voxels or values.
+geometry is exact (cropped and padded), resampled or legacy; fractions are of stored voxels or values. int8_corr is the
+temporal correlation of brain voxels with what their codes decode to; mean_fd is in mm, fd_from names its source;
+mask_dice is of the run's own brain mask with MNI's; header_tr is what the header says, in s, whatever was used.
 """

@@ -1,8 +1,9 @@
 """Time: the repetition time of a run, and its resampling, frame by frame as they arrive.
 
 A `TimeResampler` takes float32 frames (F, V) spaced by the run's TR and gives frames spaced by the target TR, starting
-with the first. Up-sampling is linear; down-sampling passes a windowed-sinc low-pass cut at the target's Nyquist
-frequency, so nothing aliases. Both are symmetric in time: no phase shift. Only the frames still needed are kept.
+with the first, by a windowed sinc: up-sampling keeps what the frames hold (a wave of 0.1 Hz at TR 2 s within 1 %;
+linear interpolation takes 12 % of it), down-sampling cuts at the target's Nyquist frequency, so nothing aliases.
+Up-sampling can be linear, as published. All is symmetric in time: no phase shift. Frames no longer needed are let go.
 """
 
 import json
@@ -20,7 +21,7 @@ MIN_TR_S, MAX_TR_S = 0.05, 20.0
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
 
 LOBES = 4
-"Zero crossings of the low-pass kernel on either side."
+"Zero crossings of the kernel on either side."
 
 
 def repetition_time(info: ImageInfo, given: float | None = None) -> tuple[float, str]:
@@ -48,6 +49,12 @@ def repetition_time(info: ImageInfo, given: float | None = None) -> tuple[float,
     if factor is None:
         raise InputError(f"{info.path}: TR unknown: {said}, which is no time; give --tr SECONDS or a tr column")
     return _plausible(info.path, info.frame_step * factor, said), "header"
+
+
+def header_tr(info: ImageInfo) -> float | None:
+    """What the header says, in s; None where its unit is no time."""
+    factor = SECONDS_PER_UNIT.get(info.frame_unit)
+    return None if factor is None else round(info.frame_step * factor, 6)
 
 
 def _plausible(path: Path, tr: float, said: str) -> float:
@@ -84,13 +91,16 @@ class TimeResampler:
         Frames that will be pushed.
     tr, target_tr
         Spacing of frames in and out, in s.
+    kind
+        sinc, or linear, which is meant for up-sampling alone.
     """
 
-    def __init__(self, num_frames: int, tr: float, target_tr: float) -> None:
+    def __init__(self, num_frames: int, tr: float, target_tr: float, kind: str = "sinc") -> None:
         self.num_in = num_frames
         self.num_out = resampled_frames(num_frames, tr, target_tr)
         self._ratio = target_tr / tr
         self._identity = abs(self._ratio - 1) < 1e-6
+        self._linear = kind == "linear" and self._ratio <= 1
         self._kept: list[np.ndarray] = []
         self._first_kept = 0
         self._next_out = 0
@@ -113,15 +123,16 @@ class TimeResampler:
     def taps(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """Input frames int64 (K,) and float32 weights (K,), summing to 1, that make output frame `frame`."""
         position = min(frame * self._ratio, self.num_in - 1.0)
-        if self._ratio <= 1:
+        if self._linear:
             low = min(math.floor(position + 1e-9), self.num_in - 1)
             upper = max(position - low, 0.0)
             if upper < 1e-9 or low == self.num_in - 1:
                 return np.array([low]), np.ones(1, dtype=np.float32)
             return np.array([low, low + 1]), np.array([1 - upper, upper], dtype=np.float32)
-        reach = LOBES * self._ratio
+        spacing = max(1.0, self._ratio)  # of the kernel's zero crossings, in frames
+        reach = LOBES * spacing
         taps = np.arange(max(0, math.ceil(position - reach)), min(self.num_in - 1, math.floor(position + reach)) + 1)
-        distance = (taps - position) / self._ratio
+        distance = (taps - position) / spacing
         weights = np.sinc(distance) * (0.5 + 0.5 * np.cos(np.pi * distance / LOBES))
         return taps, (weights / weights.sum()).astype(np.float32)
 

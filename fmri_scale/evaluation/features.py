@@ -103,6 +103,7 @@ def extract_run(
         preprocessing.settings,
         tr=source.tr,
         mask_path=source.mask,
+        confounds_path=source.confounds,
         assume_mni=assume_mni,
         mask=model.mask,
     )

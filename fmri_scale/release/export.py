@@ -27,7 +27,7 @@ from fmri_scale.release.record import read_corpus, training_record
 from fmri_scale.release.weights import DTYPES, check_shapes, save_weights
 from sharding.errors import ShardingError
 from sharding.mask_image import read_mask
-from sharding.prepare import PreprocessingSettings
+from sharding.preprocessing import PreprocessingSettings
 
 CONTENTS = ("autoencoder", "encoder")
 
@@ -127,7 +127,7 @@ def _config(model: ModelConfig, masking: MaskConfig, settings: ExportSettings, p
 def _preprocessing(mask_file: Path, corpus: dict[str, Any], normalisation: str, num_frames: int) -> Preprocessing:
     try:
         mask = read_mask(mask_file)
-        settings = PreprocessingSettings(**corpus["settings"]["preprocessing"])
+        settings = PreprocessingSettings.from_json(corpus["settings"]["preprocessing"])
     except (ShardingError, KeyError, TypeError) as error:
         raise CheckpointError(f"{mask_file.parent}: its corpus' preprocessing cannot be read: {error}") from error
     return Preprocessing.of(settings, normalisation, num_frames, mask)

@@ -13,7 +13,7 @@ from fmri_scale.errors import CheckpointError
 from sharding.errors import ShardingError
 from sharding.format import GRID_AFFINE, GRID_SHAPE
 from sharding.mask import mask_sha256
-from sharding.prepare import PreprocessingSettings
+from sharding.preprocessing import PreprocessingSettings
 from sharding.quantise import CODE_MAX
 
 NORMALISATIONS = ("run_z", "voxel_z", "frame_z", "none")
@@ -81,7 +81,7 @@ class Preprocessing:
                     f"codes to {CODE_MAX} and {', '.join(NORMALISATIONS)}; install a newer fmri_scale"
                 )
             return cls(
-                settings=PreprocessingSettings(**content["settings"]),
+                settings=PreprocessingSettings.from_json(content["settings"]),
                 normalisation=content["normalisation"],
                 num_frames=int(content["clip"]["num_frames"]),
                 mask_sha256=content["mask"]["sha256"],

@@ -30,7 +30,7 @@ from fmri_scale.release.torch_file import TorchFile
 from fmri_scale.release.weights import save_weights
 from sharding.mask import brain_mask
 from sharding.mask_image import mask_bytes
-from sharding.prepare import PreprocessingSettings
+from sharding.preprocessing import PreprocessingSettings
 
 HEAD = "output_head."
 PREFIX = "model."
@@ -119,7 +119,7 @@ def import_neurostorm(
     found = read_published(path, overrides, allow)
     config = found.detected.config
     mask = brain_mask()
-    preprocessing = Preprocessing.of(PreprocessingSettings(), NORMALISATION, config.num_frames, mask)
+    preprocessing = Preprocessing.of(PreprocessingSettings(time_interpolation="linear"), NORMALISATION, config.num_frames, mask)
     named = dataclasses.replace(
         settings or ExportSettings(), contents=found.contents, name=(settings and settings.name) or path.stem
     )

@@ -63,6 +63,7 @@ class RunLibrary:
             model.preprocessing.settings,
             tr=file.tr,
             mask_path=file.mask,
+            confounds_path=file.confounds,
             assume_mni=self._assume_mni,
             mask=model.mask,
         )
