@@ -19,7 +19,8 @@ from sharding.errors import InputError, NotASeriesError
 from sharding.format import SCHEMA_VERSION, SEGMENT_FRAMES
 from sharding.keys import run_label
 from sharding.mask import brain_mask, mask_sha256
-from sharding.prepare import PreprocessingSettings, check_run
+from sharding.prepare import check_run
+from sharding.preprocessing import PreprocessingSettings
 from sharding.read import ImageInfo
 from sharding.split import DEFAULT_FRACTIONS, split_of
 
@@ -50,7 +51,7 @@ class BuildSettings:
     def from_json(cls, values: Mapping[str, Any]) -> "BuildSettings":
         """From plain values; TypeError where a name is unknown."""
         train, val, test = values["splits"]
-        preprocessing = PreprocessingSettings(**values["preprocessing"])
+        preprocessing = PreprocessingSettings.from_json(values["preprocessing"])
         return cls(**{**values, "preprocessing": preprocessing, "splits": (train, val, test)})
 
 
@@ -166,7 +167,12 @@ def nothing_usable(reasons: list[str]) -> str:
 def _look_at(source: RunSource, settings: BuildSettings, standing: Standing) -> PlannedRun | Rejected:
     try:
         info, num_frames = check_run(
-            source.path, settings.preprocessing, tr=source.tr, mask_path=source.mask, assume_mni=settings.assume_mni
+            source.path,
+            settings.preprocessing,
+            tr=source.tr,
+            mask_path=source.mask,
+            confounds_path=source.confounds,
+            assume_mni=settings.assume_mni,
         )
     except NotASeriesError as error:
         return Rejected(source, "skipped" if source.found else "failed", str(error))
@@ -248,7 +254,7 @@ def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
     facts: list[Any] = [name, context]
     for run in runs:
         source = {key: str(value) for key, value in asdict(run.source).items() if key not in ("path", "found")}
-        mask = run.source.mask.stat() if run.source.mask else None
+        beside = [getattr(run.source, name) for name in ("mask", "confounds", "motion")]
         facts.append(
             [
                 source,
@@ -256,7 +262,7 @@ def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
                 run.info.size,
                 run.info.mtime_ns,
                 run.split,
-                [mask.st_size, mask.st_mtime_ns] if mask else None,
+                [[path.stat().st_size, path.stat().st_mtime_ns] if path else None for path in beside],
             ]
         )
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
