@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fmri_scale.checkpoint import fragments
+from fmri_scale.checkpoint import average, fragments
 from fmri_scale.checkpoint.layout import CheckpointDir
 from fmri_scale.checkpoint.newest import locate
 from fmri_scale.checkpoint.state import read_state
@@ -17,12 +17,13 @@ PREFIX = "model."
 "The engine trains a module that holds the model under this name."
 
 
-def consolidated_state(path: str | Path) -> dict[str, torch.Tensor]:
+def consolidated_state(path: str | Path, averaged: bool = False) -> dict[str, torch.Tensor]:
     """Return the weights of a checkpoint.
 
     Parameters
     ----------
     path : a checkpoint's folder, or a run's folder (its newest whole checkpoint).
+    averaged : the moving average of the weights (`optim.ema_decay`) instead of the weights of the last step.
 
     Returns
     -------
@@ -30,11 +31,15 @@ def consolidated_state(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises
     ------
-    CheckpointError : no whole checkpoint, or files that do not fit together.
+    CheckpointError : no whole checkpoint, files that do not fit together, or no average where one is wanted.
     """
     checkpoint = locate(path)
     state = read_state(checkpoint.path)
+    if averaged and not average.is_kept(checkpoint.path):
+        raise CheckpointError(f"{checkpoint.path}: keeps no average of the weights; train with optim.ema_decay")
     saved = fragments.read_weights(checkpoint.engine, state.zero_stage, state.world_size)
+    if averaged:
+        saved.pieces = average.read(checkpoint.path, state.world_size).pieces
     return {_own_name(name, checkpoint.path): saved.whole(name) for name in saved.shapes}
 
 

@@ -18,6 +18,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from fmri_scale.checkpoint import layout
+from fmri_scale.checkpoint.collective import rank
 from fmri_scale.checkpoint.reading import PICKLED_CLASSES, load_tensors
 from fmri_scale.errors import CheckpointError
 
@@ -61,7 +62,9 @@ def writer(engine: Any) -> Callable[[Path], list[Path]]:
             script.unlink(missing_ok=True)
         if engine.checkpoint_engine.fault:
             raise CheckpointError(engine.checkpoint_engine.fault)
-        return engine.checkpoint_engine.written
+        # what lies on a local disk is copied by DeepSpeed itself
+        offloaded = (folder / layout.ENGINE / "offloaded_tensors" / f"rank{rank():02d}").rglob("*")
+        return engine.checkpoint_engine.written + [path for path in offloaded if path.is_file()]
 
     return write
 

@@ -8,12 +8,11 @@ from the mapped files (checkpoint/fragments.py) and hands it to DeepSpeed in the
 the groups keep the hyper-parameters of the configuration.
 """
 
-from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from fmri_scale.checkpoint import fragments
 from fmri_scale.checkpoint.fragments import MOMENTS, WEIGHT, Saved
@@ -23,12 +22,15 @@ from fmri_scale.errors import CheckpointError
 
 
 @torch.no_grad()
-def load(engine: Any, checkpoint: CheckpointDir, state: TrainingState, groups: list[list[nn.Parameter]]) -> None:
+def load(
+    engine: Any, checkpoint: CheckpointDir, state: TrainingState, saved_order: list[str], order: list[str]
+) -> None:
     """Put weights and optimizer state of a checkpoint into an engine of any ZeRO stage on any number of ranks.
 
     Parameters
     ----------
-    groups : the module's parameters by group of the optimizer.
+    saved_order, order : names of the parameters in the order of the optimizer's groups, of the run that wrote the
+        checkpoint and of this one.
 
     Raises
     ------
@@ -39,9 +41,7 @@ def load(engine: Any, checkpoint: CheckpointDir, state: TrainingState, groups: l
             f"{checkpoint.path}: cannot be resumed by another number of ranks or ZeRO stage into "
             "engine.offload_optimizer=nvme; resume once with cpu, then change to nvme"
         )
-    name_of = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    names = [[name_of[id(parameter)] for parameter in group] for group in groups]
-    saved = fragments.read(checkpoint.engine, state.zero_stage, state.world_size, list(chain(*names)))
+    saved = fragments.read(checkpoint.engine, state.zero_stage, state.world_size, saved_order)
     stage = engine.zero_optimization_stage()
     if stage == 3:
         _load_sliced(engine, saved)
@@ -51,17 +51,17 @@ def load(engine: Any, checkpoint: CheckpointDir, state: TrainingState, groups: l
         if stage:
             _load_flat(engine, saved)
         else:
-            _load_whole(engine, saved, names)
+            _load_whole(engine, saved, order)
     for counter, value in saved.counters.items():
         setattr(engine, counter, value)
 
 
-def _load_whole(engine: Any, saved: Saved, names: list[list[str]]) -> None:
+def _load_whole(engine: Any, saved: Saved, order: list[str]) -> None:
     """Fill the optimizer of ZeRO 0, whose state goes by the parameter's number."""
     content = engine.optimizer.state_dict()
     content["state"] = {
         number: _moments(saved, {kind: saved.whole(name, kind) for kind in MOMENTS})
-        for number, name in enumerate(chain(*names))
+        for number, name in enumerate(order)
     }
     engine.optimizer.load_state_dict(content)
 

@@ -17,7 +17,7 @@ from fmri_scale.log import get_logger
 log = get_logger(__name__)
 
 MODEL = ("model.", "mask.", "augment.")
-INPUT = ("seed", "data.normalisation", "optim.global_batch")
+INPUT = ("seed", "data.normalisation", "optim.global_batch", "optim.base_width")
 FREE = ("model.backend", "model.checkpoint_blocks")
 UNTOLD = ("run_dir", "data.", "checkpoint.", "log.")
 "Keys whose change is told by others (data, by the stream) or nobody's concern (places, reporting)."

@@ -2,7 +2,7 @@
 
 import math
 
-from fmri_scale.config.schema import Config, DataConfig, MaskConfig, ModelConfig, OptimConfig
+from fmri_scale.config.schema import Config, DataConfig, EngineConfig, MaskConfig, ModelConfig, OptimConfig
 from fmri_scale.errors import ConfigError
 
 CHOICES = {
@@ -16,6 +16,9 @@ CHOICES = {
     "data.access": ("auto", "range", "stream"),
     "engine.dtype": ("fp32", "bf16"),
     "engine.zero_stage": (0, 1, 2, 3),
+    "engine.offload_optimizer": ("none", "cpu", "nvme"),
+    "engine.offload_parameters": ("none", "cpu", "nvme"),
+    "engine.compile": ("off", "inductor", "aot_eager"),
     "checkpoint.resume": ("auto", "never"),
     "log.wandb": ("auto", "online", "offline", "off"),
 }
@@ -41,8 +44,9 @@ def check(config: Config) -> None:
     _positive("checkpoint.keep_last", config.checkpoint.keep_last)
     for key in ("every_steps", "keep_every"):
         _at_least(f"checkpoint.{key}", getattr(config.checkpoint, key), 0)
-    _positive("engine.max_bad_steps", config.engine.max_bad_steps)
-    _positive("engine.timeout_s", config.engine.timeout_s)
+    _check_engine(config.engine)
+    if config.optim.ema_decay and config.engine.offload_parameters == "nvme":
+        raise ConfigError("optim.ema_decay needs the weights in memory: engine.offload_parameters=cpu or none")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -92,11 +96,32 @@ def _check_data(data: DataConfig) -> None:
         _at_least(f"data.weights.{name}", weight, 0)
 
 
+def _check_engine(engine: EngineConfig) -> None:
+    _positive("engine.max_bad_steps", engine.max_bad_steps)
+    _positive("engine.timeout_s", engine.timeout_s)
+    stage, optimizer, parameters = engine.zero_stage, engine.offload_optimizer, engine.offload_parameters
+    if optimizer != "none" and stage == 0:
+        raise ConfigError(f"engine.offload_optimizer={optimizer}: ZeRO 0 cannot offload; set engine.zero_stage=1")
+    if "nvme" in (optimizer, parameters) and (stage != 3 or not engine.offload_dir):
+        raise ConfigError(
+            "offloading to nvme needs engine.zero_stage=3 and engine.offload_dir, a folder on a local disk"
+        )
+    if parameters != "none" and stage != 3:
+        raise ConfigError(f"engine.offload_parameters={parameters}: needs engine.zero_stage=3, which cuts the weights")
+    if engine.compile != "off" and stage == 3:
+        raise ConfigError(
+            f"engine.compile={engine.compile}: ZeRO 3 fetches weights inside the blocks; use stages 0 to 2"
+        )
+    if engine.cuda_graphs and engine.compile != "inductor":
+        raise ConfigError("engine.cuda_graphs=true needs engine.compile=inductor, which records the graphs")
+
+
 def _check_optim(optim: OptimConfig) -> None:
     for key in ("steps", "global_batch", "micro_batch", "lr", "eps"):
         _positive(f"optim.{key}", getattr(optim, key))
-    for key in ("warmup_steps", "weight_decay", "clip_grad", "min_lr_ratio"):
+    for key in ("warmup_steps", "weight_decay", "clip_grad", "min_lr_ratio", "base_width"):
         _at_least(f"optim.{key}", getattr(optim, key), 0)
+    _fraction("optim.ema_decay", optim.ema_decay)
     if len(optim.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in optim.betas):
         raise ConfigError(f"optim.betas={optim.betas}: expected two numbers in [0, 1)")
     if optim.global_batch % optim.micro_batch:

@@ -159,6 +159,10 @@ class OptimConfig:
     "Decay of matrices; norms, biases, embeddings, A_log, D and mask tokens have none."
     clip_grad: float = 1.0
     "Global gradient norm above which gradients are scaled down; 0 turns it off."
+    ema_decay: float = 0.0
+    "Decay per step of a moving average of the weights that checkpoints keep beside them, e.g. 0.9999; 0 keeps none."
+    base_width: int = 0
+    "model.embed_dim for which optim.lr was tuned: rates of matrices shrink with the width from there (muP); 0: never."
 
 
 @dataclass
@@ -175,6 +179,16 @@ class EngineConfig:
     "Steps in a row with a non-finite loss or gradient after which the run stops."
     timeout_s: float = 1800.0
     "Seconds a collective operation may take."
+    offload_optimizer: str = "none"
+    "Where the optimizer's state lives and its step is made: none (the device), cpu, or nvme (ZeRO 3)."
+    offload_parameters: str = "none"
+    "Where ZeRO 3 keeps its part of the weights between uses: none (the device), cpu or nvme."
+    offload_dir: str = ""
+    "Folder on a local disk for what is offloaded to nvme."
+    compile: str = "off"
+    "torch.compile of the blocks: off, inductor, or aot_eager (no code generation: to look for faults); not ZeRO 3."
+    cuda_graphs: bool = False
+    "Replay the compiled blocks as CUDA graphs; needs engine.compile=inductor and a GPU."
 
 
 @dataclass

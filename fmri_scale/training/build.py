@@ -1,19 +1,23 @@
 """Make the engine of a run: model, optimizer, DeepSpeed; and put a checkpoint's state into it."""
 
+import subprocess
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, reshard, restore
-from fmri_scale.config import Config
+from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, read_config, reshard, restore
+from fmri_scale.config import Config, EngineConfig
+from fmri_scale.errors import LaunchError
 from fmri_scale.log import get_logger
-from fmri_scale.models import MaskedAutoencoder, cost, parameter_groups
+from fmri_scale.models import MaskedAutoencoder, cost
 from fmri_scale.training import rng
+from fmri_scale.training.compiled import compile_blocks
 from fmri_scale.training.dist import limit_waiting
 from fmri_scale.training.ds_config import deepspeed_config
 from fmri_scale.training.launch import Launch
 from fmri_scale.training.objective import Objective
+from fmri_scale.training.width import optimizer_groups
 
 log = get_logger(__name__)
 
@@ -30,9 +34,11 @@ def build_engine(config: Config, model: MaskedAutoencoder, launch: Launch, devic
     """Return the DeepSpeed engine that trains the model on this rank's device."""
     import deepspeed
 
+    _require_nvme(config.engine)
     objective = Objective(model, bf16=config.engine.dtype == "bf16")
+    compile_blocks(objective, config.engine, device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(objective, config.optim.weight_decay),
+        optimizer_groups(objective, config),
         lr=config.optim.lr,
         betas=(config.optim.betas[0], config.optim.betas[1]),
         eps=config.optim.eps,
@@ -52,12 +58,15 @@ def load_checkpoint(engine: Any, checkpoint: CheckpointDir, state: TrainingState
     DeepSpeed 0.19.8 also takes the optimizer's hyper-parameters and the clipping norm from the checkpoint, silently
     overruling a changed configuration; they are set again (`test_changed_hyperparameters_take_effect_on_resume`).
     """
-    wanted = [{key: group[key] for key in ("betas", "eps", "weight_decay")} for group in engine.optimizer.param_groups]
-    if restore.same_layout(state, config.engine.zero_stage, dist.get_world_size()):
+    kept = ("betas", "eps", "weight_decay", "lr_scale")
+    wanted = [{key: group[key] for key in kept} for group in engine.optimizer.param_groups]
+    before = read_config(checkpoint.path)
+    same_groups = before.optim.base_width == config.optim.base_width
+    if same_groups and restore.same_layout(state, config.engine.zero_stage, dist.get_world_size()):
         engine_files.read(engine, checkpoint)
     else:
-        groups = parameter_groups(engine.module, config.optim.weight_decay)
-        reshard.load(engine, checkpoint, state, [group["params"] for group in groups])
+        orders = [_order(engine.module, c) for c in (before, config)]
+        reshard.load(engine, checkpoint, state, *orders)
     for group, settings in zip(engine.optimizer.param_groups, wanted, strict=True):
         group.update(settings)
     if hasattr(engine.optimizer, "clip_grad"):
@@ -65,6 +74,28 @@ def load_checkpoint(engine: Any, checkpoint: CheckpointDir, state: TrainingState
     if rank < state.world_size:  # a rank that is new begins with the numbers of its own seed
         rng.restore(checkpoint.rng(rank))
     log.info("resumed from %s after %d steps, %d clips", checkpoint.path, state.step, state.clips)
+
+
+def _order(module: torch.nn.Module, config: Config) -> list[str]:
+    """Return the names of the parameters in the order of the optimizer's groups."""
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [name_of[id(parameter)] for group in optimizer_groups(module, config) for parameter in group["params"]]
+
+
+def _require_nvme(engine: EngineConfig) -> None:
+    """Raise LaunchError unless DeepSpeed can read and write local disks, where that is wanted."""
+    if "nvme" not in (engine.offload_optimizer, engine.offload_parameters):
+        return
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    try:
+        AsyncIOBuilder().load()
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise LaunchError(
+            f"offloading to nvme: DeepSpeed's async_io cannot be built ({reason}); install libaio-dev and a C++ "
+            "compiler on every node, or offload to cpu"
+        ) from error
 
 
 def parameter_shapes(model: MaskedAutoencoder) -> dict[str, tuple[int, ...]]:

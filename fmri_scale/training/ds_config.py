@@ -8,6 +8,8 @@ stage; the forward pass runs under bf16 autocast (training/objective.py), which 
 
 from typing import Any
 
+import torch
+
 from fmri_scale.config import Config
 from fmri_scale.errors import ConfigError
 from fmri_scale.models import cost
@@ -54,9 +56,24 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
             "stage": engine.zero_stage,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            **_offload(config),
         },
+        # torch's Adam is as fast on a CPU and needs no compiler; DeepSpeed would refuse it there
+        "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": None,
+    }
+
+
+def _offload(config: Config) -> dict[str, Any]:
+    """Return where ZeRO keeps what does not stay on the device."""
+    engine = config.engine
+    wanted = {"offload_optimizer": engine.offload_optimizer, "offload_param": engine.offload_parameters}
+    pinned = torch.cuda.is_available()
+    return {
+        key: {"device": place, "pin_memory": pinned, **({"nvme_path": engine.offload_dir} if place == "nvme" else {})}
+        for key, place in wanted.items()
+        if place != "none"
     }

@@ -65,7 +65,7 @@ def train_step(
     begin, wait_s = time.perf_counter(), 0.0
     lr = learning_rate(step, optim)
     for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
 
     last = engine.gradient_accumulation_steps() - 1
     losses, hidden, clips = [], [], []
@@ -102,6 +102,6 @@ def train_step(
 
 
 def _fractions(metrics: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the hidden shares of a micro-batch; the second is NaN where the whole volume is scored."""
+    """Return the hidden shares of a micro-batch; the second is NaN where no brain is known."""
     masked = metrics["masked_fraction"].detach()
     return torch.stack([masked, metrics.get("masked_fraction_brain", torch.full_like(masked, math.nan))])

@@ -21,7 +21,7 @@ TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """A folder of runs of 20 steps: `one` (one rank), `zero_K` (two ranks), `bf16_K` (two ranks, 6 steps)."""
+    """A folder of runs of 20 steps: `one` (one rank), `zero_K` (two), `bf16_K`, `offload_K` (two, 6 steps)."""
     folder = tmp_path_factory.mktemp("parity")
     corpus = write_tiny_corpus(folder / "corpus")
 
@@ -34,6 +34,9 @@ def runs(tmp_path_factory) -> Path:
         for stage in STAGES
     ]
     two += [job(f"bf16_{stage}", engine__zero_stage=stage, optim__steps=6, engine__dtype="bf16") for stage in (0, 3)]
+    offload = {"optim__steps": 6, "engine__offload_optimizer": "cpu"}
+    two.append(job("offload_1", engine__zero_stage=1, **offload))
+    two.append(job("offload_3", engine__zero_stage=3, engine__offload_parameters="cpu", **offload))
     for world_size, jobs in ((1, [job("one", optim__micro_batch=2, **common)]), (2, two)):
         (folder / "jobs.json").write_text(json.dumps(jobs))
         ended = run_ranks([str(folder / "jobs.json")], world_size, folder, TRAINEE)
@@ -86,6 +89,14 @@ def test_bf16_follows_fp32_and_keeps_parameters_and_gradients_in_fp32(runs, stag
     torch.testing.assert_close(found[:3], losses(runs / "one")[:3], rtol=2e-2, atol=0)
     assert all(w.dtype == torch.float32 for w in load_file(runs / f"bf16_{stage}" / "live_0.safetensors").values())
     assert json.loads((runs / f"bf16_{stage}" / "record_0.json").read_text())["accumulation_dtype"] == "torch.float32"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_offloading_changes_nothing_and_is_saved(runs, stage):
+    run = runs / f"offload_{stage}"
+    torch.testing.assert_close(losses(run)[:3], losses(runs / f"zero_{stage}")[:3], rtol=1e-6, atol=0)
+    live, read = load_file(run / "live_0.safetensors"), consolidated_state(run)
+    assert all(torch.equal(read[name], live[name]) for name in live)
 
 
 def test_timeout_reaches_all_groups(runs):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmri_scale.checkpoint import fragments, newest, read_state
+from fmri_scale.checkpoint import consolidated_state, fragments, newest, read_state
 from fmri_scale.checkpoint.fragments import MOMENTS, WEIGHT
 from fmri_scale.training.metrics import read_metrics
 from fmri_scale.training.signals import REQUEUE
@@ -20,6 +20,8 @@ TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 STEPS = 10
 LEGS = [(1, 1, 2), (2, 3, 4), (2, 0, 5), (3, 2, 7), (3, 3, 8), (1, 1, STEPS)]
 "Ranks, ZeRO stage, last step: one run after the other in the same folder."
+OPTIONS = {"optim__ema_decay": 0.9, "optim__base_width": 4}
+"An average of the weights, and three groups of parameters instead of two."
 COPIED = 4
 COPIES = {"copy_1": (2, 1), "copy_2": (3, 2), "copy_3": (3, 3), "copy_0": (1, 0)}
 "The checkpoint of step COPIED, of two ranks with ZeRO 3, is loaded and saved again by: ranks, ZeRO stage."
@@ -30,7 +32,7 @@ def runs(tmp_path_factory) -> Path:
     """Runs: `unbroken` (one rank, ZeRO 1), `broken` (LEGS), COPIES of its second leg."""
     folder = tmp_path_factory.mktemp("reshard")
     corpus = write_tiny_corpus(folder / "corpus")
-    common = {"optim__steps": STEPS, "optim__global_batch": 6, "optim__clip_grad": 0.5}
+    common = {"optim__steps": STEPS, "optim__global_batch": 6, "optim__clip_grad": 0.5, **OPTIONS}
 
     def job(name: str, stage: int, stop_at: int | None = None) -> dict:
         faults = {"stop_at": stop_at} if stop_at and stop_at < STEPS else {}
@@ -78,7 +80,10 @@ def test_end_is_that_of_the_unbroken_run(runs):
     wanted, found = state_of(runs / "unbroken", STEPS), state_of(runs / "broken", STEPS)
     assert found.shapes == wanted.shapes
     assert found.adam_steps == wanted.adam_steps == STEPS
+    averages = [consolidated_state(runs / run, averaged=True) for run in ("broken", "unbroken")]
+    assert not torch.equal(averages[1]["decoder.head.bias"], wanted.whole("model.decoder.head.bias")), "it is of no use"
     for name in wanted.shapes:
+        torch.testing.assert_close(*(a[name.removeprefix("model.")] for a in averages), rtol=1e-3, atol=1e-5)
         for kind, loose in ((WEIGHT, 1e-5), (MOMENTS[0], 1e-6), (MOMENTS[1], 1e-6)):
             torch.testing.assert_close(found.whole(name, kind), wanted.whole(name, kind), rtol=1e-3, atol=loose)
 
@@ -92,6 +97,8 @@ def test_another_layout_holds_the_same_state_to_the_bit(runs, name):
     assert found.shapes == wanted.shapes
     assert found.adam_steps == wanted.adam_steps == COPIED
     assert found.counters == wanted.counters
+    averages = [consolidated_state(saved.path, averaged=True) for saved in (saved, newest(runs / "original"))]
+    assert all(torch.equal(averages[0][parameter], averages[1][parameter]) for parameter in averages[1])
     for parameter in wanted.shapes:
         for kind in (WEIGHT, *MOMENTS):
             assert torch.equal(found.whole(parameter, kind), wanted.whole(parameter, kind)), (parameter, kind)
@@ -100,7 +107,7 @@ def test_another_layout_holds_the_same_state_to_the_bit(runs, name):
 def mixed_up(decays: list[float], adam_steps: list[list]) -> list[str]:
     """Return what is wrong with the groups of a loaded optimizer."""
     places, steps = zip(*adam_steps, strict=True)
-    faults = ["decay"] if decays != [0.1, 0.0] else []
+    faults = ["decay"] if decays != [0.1, 0.2, 0.0] else []
     return faults + (["one counter for several tensors"] if len(set(places)) < len(steps) else [])
 
 
@@ -109,11 +116,13 @@ def test_groups_keep_their_own_hyperparameters_and_step_counters(runs, name):
     record = json.loads((runs / name / "record_0.json").read_text())
     assert mixed_up([group["weight_decay"] for group in record["groups"]], record["adam_steps"]) == []
     assert len({step for _, step in record["adam_steps"]}) == 1
+    rates = {group["lr"] / group["lr_scale"] for group in record["groups"]}
+    assert (len(rates), [group["lr_scale"] for group in record["groups"]]) == (1, [1.0, 0.5, 1.0])
 
 
 def test_deepspeeds_universal_loading_mixes_the_groups_up(runs, tmp_path):
     """Why it is not taken (0.19.8): every group gets the first one's decay, and Adam counts each step twice."""
-    items = arguments(tmp_path / "run", runs / "corpus", engine__zero_stage=3)
+    items = arguments(tmp_path / "run", runs / "corpus", engine__zero_stage=3, **OPTIONS)
     checkpoint = str(newest(runs / "original").path)
     program = [sys.executable, "-m", "tests.helpers.universal"]
     ended = run_ranks([checkpoint, str(tmp_path / "universal"), *items], 1, tmp_path, program)[0]

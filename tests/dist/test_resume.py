@@ -40,6 +40,8 @@ def assert_same_end(run_dir: Path, unbroken: Path, world_size: int) -> None:
     found, wanted = consolidated_state(run_dir), consolidated_state(unbroken)
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    averages = [consolidated_state(folder, averaged=True) for folder in (run_dir, unbroken)]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in wanted)
     pairs = zip(optimizer_states(run_dir, world_size), optimizer_states(unbroken, world_size), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     rows, wanted_rows = read_metrics(run_dir), read_metrics(unbroken)
@@ -55,7 +57,7 @@ def assert_same_end(run_dir: Path, unbroken: Path, world_size: int) -> None:
 def test_killed_and_stopped_run_ends_with_the_same_weights(tmp_path, world_size):
     """SIGKILL to one rank at a random moment (checkpoints are written all the time), later SIGTERM to one rank."""
     corpus = write_tiny_corpus(tmp_path / "corpus")
-    common = {"optim__steps": STEPS, "checkpoint__keep_last": 2}
+    common = {"optim__steps": STEPS, "checkpoint__keep_last": 2, "optim__ema_decay": 0.99}
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     ended = run_ranks(arguments(unbroken, corpus, **common), world_size, tmp_path)
     assert [process.code for process in ended] == [0] * world_size

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save_file
 
 from fmri_scale.checkpoint import collective
+from fmri_scale.config import Config
 from fmri_scale.errors import FmriScaleError
-from fmri_scale.models import parameter_groups
 from fmri_scale.train import read_arguments
 from fmri_scale.training import dist, launch
 from fmri_scale.training.signals import REQUEUE, StopRequest
@@ -61,7 +61,7 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
             outcome = {"error": str(error), "kind": type(error).__name__}
     folder = Path(config.run_dir)
     save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
-    (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0])}))
+    (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0], config)}))
     copies = job.get("copies", [])
     collective.on_rank_0(lambda: [shutil.copytree(folder, copy) for copy in copies])
 
@@ -118,16 +118,18 @@ def stopping_at(step: int) -> Iterator[None]:
         yield
 
 
-def facts(engine: Any) -> dict[str, Any]:
+def facts(engine: Any, config: Config) -> dict[str, Any]:
     """Return what a live engine is set to."""
+    from fmri_scale.training import build
+
     groups = engine.optimizer.param_groups
     return {
         "timeouts_s": group_timeouts(),
         "accumulation_dtype": str(engine.get_data_types()[1]),
         "clip_grad": getattr(engine.optimizer, "clip_grad", None),
-        "groups": [{key: group[key] for key in ("weight_decay", "betas", "eps", "lr")} for group in groups],
+        "groups": [{key: group[key] for key in ("weight_decay", "betas", "eps", "lr", "lr_scale")} for group in groups],
         "adam_steps": adam_steps(engine),
-        "order": order(engine),
+        "order": build._order(engine.module, config),
     }
 
 
@@ -135,12 +137,6 @@ def adam_steps(engine: Any) -> list[tuple[int, float]]:
     """Return the step counters of the optimizer's tensors: where each lies in memory, and its value."""
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
     return [(state["step"].data_ptr(), float(state["step"])) for state in adam.state.values()]
-
-
-def order(engine: Any) -> list[str]:
-    """Return the names of the parameters in the optimizer's order."""
-    name_of = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    return [name_of[id(p)] for group in parameter_groups(engine.module, 0.0) for p in group["params"]]
 
 
 def save_live_weights(engine: Any, path: Path) -> None:
