@@ -28,6 +28,7 @@ def append_corpus(
     path: Path,
     start: Start = lambda num_frames: lambda done: None,
     engine: Engine | None = None,
+    pseudonyms: str = "",
 ) -> BuildResult:
     """Add runs to a corpus; those already in it are passed over.
 
@@ -39,6 +40,8 @@ def append_corpus(
         Folder of a whole corpus.
     start, engine
         As of `build_corpus`.
+    pseudonyms
+        Check of the key under which the sources are named, as of `BuildSettings`.
 
     Raises
     ------
@@ -49,6 +52,7 @@ def append_corpus(
     """
     existing = require_existing(path)
     settings = _settings(existing)
+    _check_names(settings.pseudonyms, pseudonyms, path)
     there = set(existing.index["key"].to_pylist())
     new = [source for source in sources if sample_key(source, 0) not in there]
     if not new:
@@ -69,6 +73,15 @@ def _settings(existing: Existing) -> BuildSettings:
         return BuildSettings.from_json(existing.meta["settings"])
     except (KeyError, TypeError, ValueError) as error:
         raise CorpusError(f"{existing.path}: made by another version of this program ({error}); build anew") from error
+
+
+def _check_names(corpus: str, given: str, path: Path) -> None:
+    if corpus == given:
+        return
+    if not corpus:
+        raise InputError(f"{path}: its people have their own names; leave --anonymise out, or build a new corpus")
+    said = "another key" if given else "none"
+    raise InputError(f"{path}: its people stand under pseudonyms; give the same key with --anonymise ({said} given)")
 
 
 def _standing(existing: Existing) -> Standing:

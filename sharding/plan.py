@@ -21,11 +21,15 @@ from sharding.keys import run_label
 from sharding.mask import brain_mask, mask_sha256
 from sharding.prepare import check_run
 from sharding.preprocessing import PreprocessingSettings
+from sharding.privacy import reason_of
 from sharding.read import ImageInfo
 from sharding.split import DEFAULT_FRACTIONS, split_of
 
 SAMPLE_OVERHEAD_BYTES = 8192
 "Headers, padding and JSON of a sample, for the size of a shard to come."
+
+BESIDE = ("mask", "confounds", "motion")
+"Files beside an image that decide what is stored of it."
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class BuildSettings:
     "Shares of train, val and test."
     licence_note: str = ""
     "Terms of the data, copied into the corpus."
+    pseudonyms: str = ""
+    "Check of the key under which people and files are named (privacy.py); empty where names are their own."
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -105,10 +111,16 @@ class Plan:
         return sum(shard.num_frames for shard in self.shards)
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes to be made, about."""
+        voxels = int(brain_mask().sum())
+        return sum(_stored_bytes(run.num_frames, voxels) for shard in self.shards for run in shard.runs)
+
+    @property
     def digest(self) -> str:
         """Of the whole plan."""
         parts = [shard.digest for shard in self.shards]
-        parts += [f"{item.source.path}\0{item.reason}" for item in self.rejected]
+        parts += [f"{item.source.alias or item.source.path}\0{item.reason}" for item in self.rejected]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -175,9 +187,9 @@ def _look_at(source: RunSource, settings: BuildSettings, standing: Standing) -> 
             assume_mni=settings.assume_mni,
         )
     except NotASeriesError as error:
-        return Rejected(source, "skipped" if source.found else "failed", str(error))
+        return Rejected(source, "skipped" if source.found else "failed", reason_of(source, str(error)))
     except InputError as error:
-        return Rejected(source, "failed", str(error))
+        return Rejected(source, "failed", reason_of(source, str(error)))
     return PlannedRun(source, info, num_frames, _split(source, settings, standing))
 
 
@@ -253,16 +265,17 @@ def _stored_bytes(num_frames: int, num_voxels: int) -> int:
 def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
     facts: list[Any] = [name, context]
     for run in runs:
-        source = {key: str(value) for key, value in asdict(run.source).items() if key not in ("path", "found")}
-        beside = [getattr(run.source, name) for name in ("mask", "confounds", "motion")]
-        facts.append(
-            [
-                source,
-                str(run.source.path.resolve()),
-                run.info.size,
-                run.info.mtime_ns,
-                run.split,
-                [[path.stat().st_size, path.stat().st_mtime_ns] if path else None for path in beside],
-            ]
-        )
+        beside = [getattr(run.source, name) for name in BESIDE]
+        stats = [[path.stat().st_size, path.stat().st_mtime_ns] if path else None for path in beside]
+        facts.append([_written(run.source), run.info.size, run.info.mtime_ns, run.split, stats])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _written(source: RunSource) -> dict[str, str]:
+    """What names a run; under pseudonyms nothing from which a person or a file could be guessed."""
+    facts = {
+        key: str(value) for key, value in asdict(source).items() if key not in ("path", "found", "alias", "hidden")
+    }
+    if source.alias:
+        return {**facts, **dict.fromkeys(BESIDE, ""), "path": source.alias}
+    return {**facts, "path": str(source.path.resolve())}

@@ -19,6 +19,7 @@ from sharding.index import Row, place_columns
 from sharding.keys import run_label
 from sharding.plan import BuildSettings, PlannedRun, PlannedShard
 from sharding.prepare import PreparedRun, prepare_run
+from sharding.privacy import reason_of
 from sharding.sample import samples_of
 from sharding.timing import header_tr
 from sharding.write import ShardFile
@@ -160,14 +161,14 @@ def _unexpected(planned: PlannedRun, error: Exception) -> str:
 def run_facts(source: RunSource, status: str, reason: str, planned: PlannedRun | None = None) -> Row:
     """A row of runs.parquet as far as it is known without the data of the image."""
     names = ("dataset", "subject", "session", "run", "task", "variant", "family")
-    row: Row = {"source": str(source.path), "status": status, "reason": reason}
+    row: Row = {"source": source.alias or str(source.path), "status": status, "reason": reason_of(source, reason)}
     row |= {name: getattr(source, name) for name in names}
     if planned:
         info = planned.info
         row |= {
             "split": planned.split,
-            "source_bytes": info.size,
-            "source_mtime_ns": info.mtime_ns,
+            "source_bytes": None if source.alias else info.size,  # either would tell files apart
+            "source_mtime_ns": None if source.alias else info.mtime_ns,
             "source_shape": " x ".join(map(str, info.shape)),
             "source_voxel_mm": " x ".join(f"{size:.4g}" for size in info.voxel_mm),
             "source_dtype": str(info.dtype),

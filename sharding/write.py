@@ -88,11 +88,13 @@ def member_places(shard: Path) -> dict[str, tuple[int, int]]:
         return {member.name: (member.offset_data, member.size) for member in tar}
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears under its name only when whole."""
+def write_whole(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a file that appears under its name only when whole, with these permissions if any are given."""
     tmp = unfinished(path.with_name(f".{path.name}"))
     try:
         with tmp.open("wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

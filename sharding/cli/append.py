@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from sharding.append import append_corpus
-from sharding.cli.making import add_engine_arguments, chosen, progress_bar, say_result
-from sharding.discover import find_runs
+from sharding.cli.finding import add_find_arguments, find
+from sharding.cli.making import add_engine_arguments, progress_bar, say_result
 from sharding.engine import engine_for
 
 EXAMPLES = "example:\n  fmri-shards append corpus derivatives_wave2/fmriprep --dataset study"
@@ -18,17 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
     add("corpus", type=Path, metavar="CORPUS", help="folder made by fmri-shards build")
-    add("inputs", nargs="+", metavar="INPUT", help="NIfTI files, folders, or tables, as for fmri-shards build")
-    add("--dataset", metavar="NAME", help="name of the dataset (default: that of the folder)")
-    add("--tr", type=float, metavar="S", help="repetition time in s, where files are wrong or silent")
-    add("--mask", type=Path, metavar="NIFTI", help="brain mask for run statistics (default: the MNI152 brain)")
+    add_find_arguments(parser)
     add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Find the runs, add those that are new, say what there is now."""
-    sources, left_out = find_runs(args.inputs, args.dataset, args.tr, args.mask)
-    sources = chosen(sources, args.only, args.limit)
+    found = find(args, args.corpus)
+    runs, left_out, engine = found.discovery.runs, found.discovery.left_out, engine_for(args.scheduler, args.workers)
     with progress_bar("append") as start:
-        made = append_corpus(sources, left_out, args.corpus, start, engine_for(args.scheduler, args.workers))
-    return say_result(made)
+        made = append_corpus(runs, left_out, args.corpus, start, engine, found.pseudonyms)
+    return found.exit_code(say_result(made))

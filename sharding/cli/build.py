@@ -2,9 +2,14 @@
 
 INPUT is any mixture of
   NIfTI files     run.nii.gz, named as BIDS does (sub-, ses-, task-, run-) where possible
-  folders         searched to the bottom; masks, anatomicals and 3D images are left out
-  tables          .tsv, .csv or .parquet with a column path (relative to the table), and any of
-                  subject, session, run, task, dataset, family, tr, mask, split
+  folders         BIDS derivatives, HCP results, UK Biobank bulk data, or plain folders searched to the bottom
+  tables          .tsv, .csv or .parquet with a column path (relative to the table), and any of subject,
+                  session, run, task, dataset, family, tr, mask, confounds, split
+
+Which files of a layout are taken:
+{rules}
+
+What was found and what was left out, and why, is said before work starts; --dry-run stops there.
 
 Every run is brought by its affine to one 2 mm MNI152 grid (cropped exactly where it lies on it, else resampled),
 to one repetition time, and to int8 with a scale for each voxel. Started again after an interruption, it makes only
@@ -12,18 +17,24 @@ what is missing. A run that cannot be used fails alone; why stands in OUT/runs.p
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from sharding.build import build_corpus
-from sharding.cli.making import add_engine_arguments, chosen, progress_bar, say_result
-from sharding.discover import find_runs
+from sharding.cli.finding import add_find_arguments, find
+from sharding.cli.making import add_engine_arguments, progress_bar, say_result
+from sharding.cli.preprocessing import add_preprocessing_arguments, preprocessing_settings
+from sharding.discover import RULES
 from sharding.engine import engine_for
 from sharding.errors import InputError
-from sharding.plan import BuildSettings
-from sharding.prepare import PreprocessingSettings
+from sharding.plan import BuildSettings, plan_build
+from sharding.plan_summary import describe_plan
 from sharding.split import parse_fractions
 
+__doc__ = (__doc__ or "").format(rules=RULES)
+
 EXAMPLES = """examples:
+  fmri-shards build derivatives/fmriprep --out corpus --dry-run
   fmri-shards build derivatives/fmriprep --out corpus
   fmri-shards build sub-01_task-rest_bold.nii.gz --out corpus --tr 2.0
   fmri-shards build runs.tsv --out corpus --dataset hcp --splits 0.9,0.05,0.05
@@ -33,19 +44,12 @@ EXAMPLES = """examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    defaults, preprocessing = BuildSettings(), PreprocessingSettings()
+    defaults = BuildSettings()
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="NIfTI files, folders, or tables")
+    add_find_arguments(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the corpus")
-    add("--dataset", metavar="NAME", help="name of the dataset (default: that of the folder)")
-    add("--tr", type=float, metavar="S", help="repetition time in s, where files are wrong or silent")
-    add("--target-tr", default="0.8", metavar="S", help="spacing of stored frames in s, or native (default: 0.8)")
-    add("--mask", type=Path, metavar="NIFTI", help="brain mask for run statistics (default: the MNI152 brain)")
+    add("--dry-run", action="store_true", help="read headers, say what would be made, and stop")
     add("--assume-mni", action="store_true", help="take images as they lie, whatever space they say")
-    add("--negatives", default=preprocessing.negatives, choices=("auto", "clip", "keep"),
-        help="negative values: clip to 0, keep, or auto: keep in runs centred about 0")  # fmt: skip
-    add("--min-frames", type=int, default=preprocessing.min_frames, metavar="N",
-        help="fewest frames after resampling (default: %(default)s, a clip of the base model)")  # fmt: skip
     add("--splits", default="0.8,0.1,0.1", metavar="A,B,C",
         help="shares of train, val and test, by person or family (default: %(default)s)")  # fmt: skip
     add("--shard-mb", type=int, default=defaults.shard_bytes // 2**20, metavar="MIB",
@@ -55,35 +59,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_engine_arguments(parser)
     add("--overwrite", action="store_true",
         help="replace a corpus of other inputs or settings, keeping shards that fit; retry failed runs")  # fmt: skip
+    add_preprocessing_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Find the runs, build, say what was made."""
     settings = BuildSettings(
-        preprocessing=PreprocessingSettings(
-            target_tr=_target_tr(args.target_tr), min_frames=args.min_frames, negatives=args.negatives
-        ),
+        preprocessing=preprocessing_settings(args),
         assume_mni=args.assume_mni,
         seed=args.seed,
         shard_bytes=_at_least_one(args.shard_mb, "--shard-mb") * 2**20,
         splits=parse_fractions(args.splits),
         licence_note=args.licence,
     )
-    sources, left_out = find_runs(args.inputs, args.dataset, args.tr, args.mask)
-    sources = chosen(sources, args.only, args.limit)
+    found = find(args, args.out)
+    settings = replace(settings, pseudonyms=found.pseudonyms)
+    runs, left_out = found.discovery.runs, found.discovery.left_out
+    if args.dry_run:
+        print(describe_plan(plan_build(runs, left_out, settings)))
+        return 0
     engine = engine_for(args.scheduler, args.workers)
     with progress_bar("build") as start:
-        result = build_corpus(sources, left_out, args.out, settings, args.overwrite, start, engine)
-    return say_result(result)
-
-
-def _target_tr(text: str) -> float | None:
-    if text == "native":
-        return None
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InputError(f"--target-tr is {text!r}; expected seconds, or native") from error
+        result = build_corpus(runs, left_out, args.out, settings, args.overwrite, start, engine)
+    return found.exit_code(say_result(result))
 
 
 def _at_least_one(number: int, option: str) -> int:

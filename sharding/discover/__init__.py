@@ -4,8 +4,22 @@ In: paths given by the user. Out: a `RunSource` for every run, and for everythin
 opened. One file a layout; `layout` recognises which a folder has.
 """
 
+from sharding.discover import bids, hcp, ukb
 from sharding.discover.layout import LAYOUTS, Discovery, FindOptions, discover, find_runs
 from sharding.discover.source import LeftOut, RunSource
 from sharding.discover.table import TABLE_COLUMNS
 
-__all__ = ["LAYOUTS", "TABLE_COLUMNS", "Discovery", "FindOptions", "LeftOut", "RunSource", "discover", "find_runs"]
+RULES = "\n".join(f"  {line}" for layout in (bids, hcp, ukb) for line in layout.RULE.splitlines())
+"Which files of each layout are taken, for people to read."
+
+__all__ = [
+    "LAYOUTS",
+    "RULES",
+    "TABLE_COLUMNS",
+    "Discovery",
+    "FindOptions",
+    "LeftOut",
+    "RunSource",
+    "discover",
+    "find_runs",
+]

@@ -42,6 +42,10 @@ class RunSource:
     "Frame-to-frame displacement in mm, a number a line (HCP, FSL), where there is one."
     split: str = ""
     "Where given; else by hash."
+    alias: str = ""
+    "What is written for the path in a corpus under pseudonyms; empty where the path itself is."
+    hidden: tuple[str, ...] = ()
+    "Texts that must not be written."
     found: bool = False
     "Found in a folder, not named by the user: a 3D image is then left out, not an error."
 

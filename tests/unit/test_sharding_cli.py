@@ -12,7 +12,9 @@ import pytest
 from sharding.cli import build as build_command
 from sharding.cli import main
 from sharding.corpus import open_corpus
+from sharding.preprocessing import PreprocessingSettings
 from tests.helpers.images import head, save, with_header
+from tests.helpers.trees import MNI6, bids_tree, fmriprep_run
 
 
 def patched(path: Path, offset: int, data: bytes) -> Path:
@@ -210,3 +212,38 @@ def test_help_of_every_command_has_an_example_and_needs_no_libraries() -> None:
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
         assert expected in said
         assert said.endswith("[]\n")
+
+
+def test_dry_run_says_what_would_be_made_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = bids_tree(tmp_path / "study"), tmp_path / "out"
+    for run in (1, 2):
+        fmriprep_run(source, f"sub-01_task-rest_run-{run}")
+    save(
+        with_header(head(volumes=3), 1.0), source / "sub-01/func", f"sub-01_task-short_{MNI6}_desc-preproc_bold.nii.gz"
+    )
+    assert main(["build", str(source), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{source}: read as BIDS derivatives"
+    assert said[1].startswith("dataset study: 3 runs of 1 subject in 1 session; tasks rest 2, short 1; 2 with own mask")
+    assert said[2].startswith("left out: 2 (space-MNI152NLin6Asym res-2 of the same run is taken), such as ")
+    assert said[3].startswith("would make 1 shards, 0.0")
+    assert said[3].endswith("2 runs of 1 people, 54 frames")
+    assert said[-1].startswith("CANNOT BE USED: 1 (too short: 3 volumes of 1 s make 3 frames of 0.8 s")
+    assert not out.exists()
+
+
+def test_every_option_of_preprocessing_reaches_the_corpus(tmp_path: Path) -> None:
+    source, out = bids_tree(tmp_path / "study"), tmp_path / "out"
+    fmriprep_run(source, "sub-01_task-rest")
+    options = {
+        "--target-tr": "1.5", "--min-frames": "5", "--negatives": "keep", "--interpolation": "continuous",
+        "--time-interpolation": "linear", "--geometry": "neurostorm_legacy", "--confounds": "global_signal",
+        "--high-pass": "0.01", "--low-pass": "0.2", "--scrub": "0.5",
+    }  # fmt: skip
+    words = [word for pair in options.items() for word in pair]
+    assert main(["build", str(source), "--out", str(out), "--workers", "0", *words]) == 0
+    stored = open_corpus(out).meta["settings"]["preprocessing"]
+    assert PreprocessingSettings.from_json(stored) == PreprocessingSettings(
+        1.5, 5, "keep", 12.0, "neurostorm_legacy", "continuous", "linear", "global_signal", 0.01, 0.2, 0.5
+    )
+    assert all(stored[name] != value for name, value in PreprocessingSettings().to_json().items() if name != "range_sd")
