@@ -8,7 +8,8 @@ from fmri_scale.errors import ConfigError
 CHOICES = {
     "model.strd": ("off", "published"),
     "model.backend": ("auto", "torch", "triton", "mamba_ssm"),
-    "mask.strategy": ("token", "window", "tube", "region"),
+    "mask.strategy": ("token", "window", "tube", "region", "group", "mixture"),
+    "mask.ratio_of": ("units", "brain", "regions"),
     "mask.loss_on": ("brain", "all"),
     "data.split": ("train", "val", "test", "all"),
     "data.normalisation": ("run_z", "voxel_z", "frame_z", "none"),
@@ -78,10 +79,21 @@ def check_model(model: ModelConfig) -> None:
 
 
 def _check_mask(mask: MaskConfig) -> None:
-    if not 0.0 < mask.ratio < 1.0:
+    drawn = {name for weights in (mask.mixture, mask.mixture_start) for name in weights}
+    drawn = drawn if mask.strategy == "mixture" else {mask.strategy}
+    anatomical = drawn & {"region", "group"}
+    whole = mask.ratio == 1.0 and bool(mask.groups) and drawn == anatomical
+    if not (0.0 < mask.ratio < 1.0 or whole):
         raise ConfigError(f"mask.ratio={mask.ratio}: expected a fraction between 0 and 1, both excluded")
-    if mask.strategy == "region" and not mask.atlas:
-        raise ConfigError("mask.strategy=region needs mask.atlas, a label image (NIfTI) in the corpus' space")
+    if anatomical and not mask.atlas:
+        raise ConfigError(
+            f"mask.strategy={min(anatomical)} needs mask.atlas, a folder made by fmri-shards atlas or a label image "
+            "(NIfTI) in the corpus' space"
+        )
+    if mask.groups and not anatomical:
+        raise ConfigError(f"mask.groups={mask.groups}: has a meaning for the strategies region and group alone")
+    if mask.ratio_of == "regions" and drawn != anatomical:
+        raise ConfigError("mask.ratio_of=regions: has a meaning for the strategies region and group alone")
     _at_least("mask.tube_len", mask.tube_len, 0)
 
 
@@ -89,6 +101,29 @@ def _check_data(data: DataConfig) -> None:
     for key in ("prefetch_mb", "lanes", "temperature", "stall_timeout_s"):
         _positive(f"data.{key}", getattr(data, key))
     for key in ("num_readers", "shuffle_block", "min_jitter", "retries"):
+    _check_mixture(mask, drawn)
+
+
+def _check_mixture(mask: MaskConfig, drawn: set[str]) -> None:
+    if (mask.strategy == "mixture") != bool(mask.mixture):
+        raise ConfigError(
+            "mask.strategy=mixture and mask.mixture go together: weights by strategy, {token: 1, tube: 1}"
+        )
+    if mask.mixture_start and not mask.mixture:
+        raise ConfigError("mask.mixture_start needs mask.mixture, in which it ends")
+    allowed = {str(name) for name in CHOICES["mask.strategy"]} - {"mixture"}
+    if mask.mixture and not drawn <= allowed:
+        raise ConfigError(f"mask.mixture: {', '.join(sorted(drawn - allowed))} is none of {', '.join(sorted(allowed))}")
+    for key in ("mixture", "mixture_start"):
+        weights = getattr(mask, key)
+        for name, weight in weights.items():
+            _at_least(f"mask.{key}.{name}", weight, 0)
+        if weights and not sum(weights.values()):
+            raise ConfigError(f"mask.{key}={dict(weights)}: at least one weight must be positive")
+    _at_least("mask.schedule_steps", mask.schedule_steps, 0)
+    _fraction("mask.ratio_start", mask.ratio_start)
+    if bool(mask.schedule_steps) != bool(mask.ratio_start or mask.mixture_start):
+        raise ConfigError("mask.schedule_steps goes with mask.ratio_start or mask.mixture_start: set both or neither")
         _at_least(f"data.{key}", getattr(data, key), 0)
     for key in ("max_bad_fraction", "max_bad_clips", "cache_gb"):
         _at_least(f"data.{key}", getattr(data, key), 0)

@@ -60,17 +60,29 @@ class MaskConfig:
     """What the masked autoencoder hides."""
 
     strategy: str = "token"
-    "Unit that is hidden as a whole: token, window, tube or region."
+    "Unit that is hidden as a whole: token, window, tube, region or group; or mixture, one of them for each clip."
     ratio: float = 0.5
-    "Fraction hidden, of units (token, window, tube) or of in-atlas tokens (region)."
+    "Fraction hidden; of what, mask.ratio_of says. 1 only with mask.groups: all of these."
     tube_len: int = 0
-    "Frames of a tube; 0 is the whole clip."
+    "Frames of a tube, and for which a region or group is hidden; 0 is the whole clip."
     atlas: str = ""
-    "Label image (NIfTI) for strategy region."
+    "Regions: a folder made by fmri-shards atlas, or a label image (NIfTI)."
     labels: str = ""
-    "Table (TSV) with the columns index, name and, optionally, group for the atlas."
+    "Table (TSV) with the columns index, name and, optionally, group, where the atlas is a label image."
     loss_on: str = "brain"
     "Voxels of masked patches that are scored: brain (inside the corpus mask) or all (as published)."
+    ratio_of: str = "units"
+    "units (of regions and groups: their tokens), brain (tokens that hold brain; only these are hidden) or regions."
+    groups: list[str] = field(default_factory=list)
+    "Groups of the atlas of which regions, or which themselves, are drawn; empty: all."
+    mixture: dict[str, float] = field(default_factory=dict)
+    "Strategies and their weights, for strategy mixture: {token: 1, region: 2} hides regions in two clips of three."
+    schedule_steps: int = 0
+    "Steps over which ratio_start and mixture_start turn linearly into ratio and mixture; 0: no schedule."
+    ratio_start: float = 0.0
+    "mask.ratio at step 0; 0: the same throughout."
+    mixture_start: dict[str, float] = field(default_factory=dict)
+    "mask.mixture at step 0; empty: the same throughout."
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The model: a backbone of shifted-window Mamba blocks, its masked autoencoder, masks, heads, published weights."""
 
+from fmri_scale.models.anatomy import Anatomy
 from fmri_scale.models.backbone import Backbone
 from fmri_scale.models.cost import Cost, cost
 from fmri_scale.models.draws import clip_keys
@@ -10,6 +11,7 @@ from fmri_scale.models.mae import MAEOutput, MaskedAutoencoder
 from fmri_scale.models.masking import TokenMask, draw_mask
 
 __all__ = [
+    "Anatomy",
     "Backbone",
     "Cost",
     "Head",

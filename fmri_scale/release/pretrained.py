@@ -109,12 +109,15 @@ class Pretrained(nn.Module):
         if not isinstance(model, MaskedAutoencoder):
             raise CheckpointError(f"{self.path}: holds the encoder alone; export with the decoder to reconstruct")
         trained = self.mask_config
-        # Regions need their atlas, which is not part of a release; single tokens stand in for them.
-        strategy = "token" if trained.strategy == "region" else trained.strategy
-        wanted = MaskConfig(strategy=strategy, ratio=ratio or trained.ratio, tube_len=trained.tube_len)
+        # Regions need their atlas, which is not part of a release; single tokens are hidden in place of them.
+        strategy = trained.strategy if trained.strategy in ("window", "tube") else "token"
+        share = ratio or (trained.ratio if trained.ratio < 1 else 0.5)
+        wanted = MaskConfig(strategy=strategy, ratio=share, tube_len=trained.tube_len)
         batch, frames = volume_BCXYZT.shape[0], volume_BCXYZT.shape[-1]
         clip_ids = torch.arange(batch, device=volume_BCXYZT.device)
         mask = draw_mask(wanted, self.config, seed, 0, clip_ids, volume_BCXYZT.device, num_frames=frames)
+        if trained.strategy in ("region", "group"):
+            mask = mask._replace(strategy="region")  # the mask token that was trained
         predicted = model.unpatchify(model(volume_BCXYZT, mask).prediction)
         return Reconstruction(predicted, self._voxels(mask.hidden, frames))
 

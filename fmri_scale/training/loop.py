@@ -148,7 +148,7 @@ class Trainer:
             result = train_step(
                 self.engine,
                 self.stream,
-                self.prepare,
+                lambda batch: self.prepare(batch, self.step),
                 self.config.optim,
                 self.step,
                 lambda: self.stop.received,

@@ -17,8 +17,8 @@ from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_ma
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
 from fmri_scale.kernels.clips import CodedClips, normalise, voxel_lookup
-from fmri_scale.models import MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
-from sharding.atlas import load_label_image_on_grid, patch_occupancy
+from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
+from fmri_scale.training.mask_atlas import MaskAtlas
 from sharding.corpus import Corpus
 from sharding.format import GRID_SHAPE
 
@@ -60,35 +60,39 @@ class ClipInput:
         self.reads_codes = reads_codes(config)
         self._mask_index = torch.from_numpy(corpora[0].mask_index).to(device)
         self._lookup = voxel_lookup(self._mask_index, GRID_SHAPE)
-        self._labels: Tensor | None = None
-        self._regions: Tensor | None = None
-        if config.mask.strategy == "region":
-            self._labels = torch.from_numpy(load_label_image_on_grid(config.mask.atlas)).to(device)
-            self._regions = torch.from_numpy(patch_occupancy(self._labels.cpu().numpy(), self._patch)).to(device).long()
+        self._brain_M = brain_positions(inside, config.model.patch_size)
+        self._atlas = MaskAtlas(config.mask, self._patch, device) if config.mask.atlas else None
+        self._anatomy = self._atlas.anatomy(self._brain_M) if self._atlas else Anatomy(brain=self._brain_M)
 
     @torch.no_grad()
-    def __call__(self, batch: ClipBatch) -> tuple[Tensor | CodedClips, TokenMask, Tensor | bool | None]:
-        """Return the clips, as codes where the model reads them, the drawn mask, and what is scored."""
+    def __call__(
+        self, batch: ClipBatch, step: int | None = None
+    ) -> tuple[Tensor | CodedClips, TokenMask, Tensor | bool | None]:
+        """Return the clips, as codes where the model reads them, the drawn mask, and what is scored.
+
+        `step` is the number of optimizer steps done, for a mask with a schedule; None takes the schedule's end, so
+        that validation measures the same task throughout.
+        """
         if not self.reads_codes:
-            return self.volumes(batch)
+            return self.volumes(batch, step)
         clips = batch.to(self.device)
         numbers = (clips.scale, clips.unit, clips.mean, clips.sd, clips.background, clips.stats)
         affine = normalise(self.config.data.normalisation, *numbers)
         x, y, z, _ = self.config.model.patch_size
         coded = CodedClips(clips.codes, *affine, self._lookup, GRID_SHAPE, (x, y, z))
-        return coded, self._mask(clips.epoch, clips.clip_id, self._regions), self.brain is not None
+        return coded, self._mask(clips.epoch, clips.clip_id, self._anatomy, step), self.brain is not None
 
     @torch.no_grad()
-    def volumes(self, batch: ClipBatch) -> tuple[Tensor, TokenMask, Tensor | None]:
+    def volumes(self, batch: ClipBatch, step: int | None = None) -> tuple[Tensor, TokenMask, Tensor | None]:
         """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain."""
         config = self.config
         on_device = batch.to(self.device)
         volume = decode(on_device, config.data.normalisation, self._mask_index, config.model.image_size)
         outside = on_device.background if config.data.normalisation == "run_z" else None
         volume = augment(volume, batch, config.augment, config.seed, outside, self._inside)
-        if self._labels is not None and moves(config.augment):
-            return volume, self._moved_mask(batch), self.brain
-        return volume, self._mask(on_device.epoch, on_device.clip_id, self._regions), self.brain
+        if self._atlas is not None and moves(config.augment):
+            return volume, self._moved_mask(batch, self._atlas, step), self.brain
+        return volume, self._mask(on_device.epoch, on_device.clip_id, self._anatomy, step), self.brain
 
     @property
     def _patch(self) -> list[int]:
@@ -96,16 +100,24 @@ class ClipInput:
         model = self.config.model
         return [size * factor for size, factor in zip(model.patch_size, reduction(model.image_size), strict=False)]
 
-    def _mask(self, epoch: Tensor, clip_id: Tensor, regions: Tensor | None) -> TokenMask:
+    def _mask(self, epoch: Tensor, clip_id: Tensor, anatomy: Anatomy, step: int | None) -> TokenMask:
         config = self.config
-        return draw_mask(config.mask, config.model, config.seed, epoch, clip_id, self.device, regions)
+        return draw_mask(config.mask, config.model, config.seed, epoch, clip_id, self.device, anatomy, step=step)
 
-    def _moved_mask(self, batch: ClipBatch) -> TokenMask:
-        """Return region masks that follow each clip's own motion."""
-        assert self._labels is not None
-        labels = moved_labels(self._labels, batch, self.config.augment, self.config.seed)
-        regions = self._labels.unique()
-        counts = region_counts(labels, regions[regions > 0], self._patch)
-        masks = [self._mask(batch.epoch[i : i + 1], batch.clip_id[i : i + 1], counts[i]) for i in range(len(counts))]
+    def _moved_mask(self, batch: ClipBatch, atlas: MaskAtlas, step: int | None) -> TokenMask:
+        """Return masks whose regions follow each clip's own motion."""
+        labels = moved_labels(atlas.labels, batch, self.config.augment, self.config.seed)
+        counts = region_counts(labels, atlas.indices, self._patch)
+        masks = []
+        for i, counts_RM in enumerate(counts):
+            anatomy = atlas.anatomy(self._brain_M, counts_RM)
+            masks.append(self._mask(batch.epoch[i : i + 1], batch.clip_id[i : i + 1], anatomy, step))
         hidden, keys = (torch.cat(parts) for parts in zip(*[(mask.hidden, mask.keys) for mask in masks], strict=True))
-        return TokenMask.given(hidden, masks[0].grid, masks[0].strategy, keys)
+        return TokenMask.given(hidden, masks[0].grid, masks[0].strategy, keys)._replace(brain=self._brain_M)
+
+
+def brain_positions(inside_XYZ: Tensor, patch: Sequence[int]) -> Tensor:
+    """Return the brain voxels in the patch at each position, int32 `[M]`, of a brain, bool `[X, Y, Z]`."""
+    x, y, z = (voxels // size for voxels, size in zip(inside_XYZ.shape, patch, strict=False))
+    blocks = inside_XYZ.view(x, patch[0], y, patch[1], z, patch[2])
+    return blocks.sum((1, 3, 5), dtype=torch.int32).flatten()

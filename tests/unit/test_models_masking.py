@@ -7,7 +7,7 @@ import torch
 
 from fmri_scale.config import MaskConfig
 from fmri_scale.errors import ConfigError
-from fmri_scale.models import clip_keys, draw_mask
+from fmri_scale.models import Anatomy, clip_keys, draw_mask
 from fmri_scale.models.draws import uniform
 from fmri_scale.models.masking import masked_fractions
 from tests.helpers.tiny_models import drawn, tiny
@@ -84,11 +84,11 @@ def test_a_ratio_that_hides_nothing_or_everything_is_refused():
 
 def regions_of_slabs():
     """Eight regions, one for each x; the last patch of each is labelled in 10 % only."""
-    regions = torch.zeros(8, 512, dtype=torch.int32)
+    regions = torch.zeros(8, 512, dtype=torch.int64)
     for x in range(8):
         regions[x, x * 64 : (x + 1) * 64] = PATCH_VOXELS
         regions[x, (x + 1) * 64 - 1] = PATCH_VOXELS // 10
-    return regions
+    return Anatomy(regions)
 
 
 def test_region_masks_hide_whole_regions_and_an_exact_share_of_labelled_tokens():
@@ -112,15 +112,15 @@ def test_region_masks_of_spans_change_over_a_clip():
 
 
 def test_a_patch_is_hidden_once_the_chosen_regions_fill_half_of_it():
-    regions = torch.zeros(3, 512, dtype=torch.int32)
+    regions = torch.zeros(3, 512, dtype=torch.int64)
     regions[0, :2] = PATCH_VOXELS
     regions[1, 2:4] = PATCH_VOXELS
     shared = 4
-    regions[:, shared] = torch.tensor([0.3, 0.3, 0.4]).mul(PATCH_VOXELS).int()
+    regions[:, shared] = torch.tensor([0.3, 0.3, 0.4]).mul(PATCH_VOXELS).long()
     regions[2, 5:7] = PATCH_VOXELS
     outcomes = set()
     for clip in range(40):
-        mask = draw_mask(MaskConfig("region", 0.71), tiny(), 0, 0, torch.tensor([clip]), "cpu", regions)
+        mask = draw_mask(MaskConfig("region", 0.71), tiny(), 0, 0, torch.tensor([clip]), "cpu", Anatomy(regions))
         hidden = mask.hidden.view(512, 4)[:7].all(1)
         chosen = [r for r, own in enumerate((slice(0, 2), slice(2, 4), slice(5, 7))) if hidden[own].all()]
         assert len(chosen) == 2
@@ -134,7 +134,7 @@ def test_strategy_region_needs_an_atlas():
     with pytest.raises(ConfigError, match=r"mask\.atlas"):
         drawn(tiny(), strategy="region", atlas="atlas.nii.gz")
     with pytest.raises(ConfigError, match="0 of 0 tokens that the atlas labels"):
-        draw_mask(MaskConfig("region"), tiny(), 0, 0, torch.arange(1), "cpu", torch.zeros(2, 512, dtype=torch.int32))
+        draw_mask(MaskConfig("region"), tiny(), 0, 0, torch.arange(1), "cpu", Anatomy(torch.zeros(2, 512).long()))
 
 
 def test_hidden_fractions_of_all_and_of_brain_tokens():

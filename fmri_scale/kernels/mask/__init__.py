@@ -11,7 +11,7 @@ from fmri_scale.kernels.mask import cpu
 from fmri_scale.kernels.mask.op import unit_mask_op
 from fmri_scale.kernels.mask.reference import feistel_shape, masked_units, unit_key
 
-__all__ = ["masked_units", "permute", "unit_mask", "unpermute"]
+__all__ = ["masked_units", "permute", "unit_mask", "unit_order", "unpermute"]
 
 
 def unit_mask(
@@ -57,6 +57,21 @@ def unit_mask(
     if not isinstance(epoch, torch.Tensor):
         epoch = torch.full_like(clip_ids, epoch)
     return unit_mask_op(epoch.to(clip_ids), clip_ids, seed, n, k, backend)
+
+
+def unit_order(
+    seed: int, epoch: int | torch.Tensor, clip_ids: torch.Tensor, n: int, units: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Place of units in each clip's random order of n, int64 `(B, m)`: `unit_mask` hides those whose place is below k.
+
+    For masks that take units in this order until something else than their number is reached. Arguments as there;
+    `units` are int64 `(m,)`, all of them if None.
+    """
+    feistel_shape(n)
+    clip_ids = clip_ids.to(torch.int64)
+    epochs = torch.as_tensor(epoch, dtype=torch.int64, device=clip_ids.device).expand_as(clip_ids)
+    units = torch.arange(n, device=clip_ids.device) if units is None else units
+    return cpu.permute(units.expand(len(clip_ids), -1), cpu.unit_keys(seed, epochs, clip_ids), n)
 
 
 def permute(seed: int, epoch: int, clip_id: int, n: int, units: torch.Tensor) -> torch.Tensor:
