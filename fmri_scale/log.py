@@ -16,6 +16,12 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name if name.startswith(ROOT) else f"{ROOT}.{name}")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 rank`, `2 ranks`, `2 passes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
+
+
 def configure_logging(rank: int = 0, level: str = "INFO", file: Path | None = None) -> None:
     """Send messages of this process to stderr (rank 0: `level`, others: warnings) and, if given, to `file`."""
     root = logging.getLogger(ROOT)

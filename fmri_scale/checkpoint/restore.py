@@ -12,7 +12,7 @@ from fmri_scale.checkpoint.layout import CheckpointDir
 from fmri_scale.checkpoint.state import TrainingState, read_config, read_state
 from fmri_scale.config import Config, to_dict
 from fmri_scale.errors import CheckpointError
-from fmri_scale.log import get_logger
+from fmri_scale.log import counted, get_logger
 
 log = get_logger(__name__)
 
@@ -77,7 +77,7 @@ def same_layout(state: TrainingState, zero_stage: int, world_size: int) -> bool:
 
 
 def _layout(world_size: int, zero_stage: int) -> str:
-    return f"{world_size} {'rank' if world_size == 1 else 'ranks'} and ZeRO {zero_stage}"
+    return f"{counted(world_size, 'rank')} and ZeRO {zero_stage}"
 
 
 def _is_fixed(key: str) -> bool:

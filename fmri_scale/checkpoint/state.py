@@ -35,6 +35,8 @@ class TrainingState:
     "State of the data stream."
     guards: dict[str, int] = field(default_factory=dict)
     "Counts of skipped steps."
+    watch: dict[str, Any] = field(default_factory=dict)
+    "Losses that the next ones are compared with, and the count of spikes."
     wandb_id: str = ""
     "Run id at W&B; empty without W&B."
     metrics: dict[str, float] = field(default_factory=dict)

@@ -46,6 +46,12 @@ def check(config: Config) -> None:
     for key in ("every_steps", "keep_every"):
         _at_least(f"checkpoint.{key}", getattr(config.checkpoint, key), 0)
     _check_engine(config.engine)
+    for key in ("spike_sd", "hash_every", "hang_s", "straggler_ratio", "end_margin_s"):
+        _at_least(f"guard.{key}", getattr(config.guard, key), 0)
+    _positive("guard.spike_window", config.guard.spike_window)
+    traced = config.log.profile_steps
+    if traced and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):
+        raise ConfigError(f"log.profile_steps={traced}: expected the first and the last step, for example [100,102]")
     if config.optim.ema_decay and config.engine.offload_parameters == "nvme":
         raise ConfigError("optim.ema_decay needs the weights in memory: engine.offload_parameters=cpu or none")
 

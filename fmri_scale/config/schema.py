@@ -204,6 +204,24 @@ class EngineConfig:
 
 
 @dataclass
+class GuardConfig:
+    """What is told, and what stops a run that goes wrong; numbers that are not finite: engine.max_bad_steps."""
+
+    spike_sd: float = 6.0
+    "Standard deviations above the mean of the losses before it that make a loss a spike; 0 looks for none."
+    spike_window: int = 128
+    "Losses that are compared with."
+    hash_every: int = 1000
+    "Steps between comparisons of the weights that the ranks hold, to the bit; 0 makes none."
+    hang_s: float = 900.0
+    "Seconds without a step, validation or checkpoint after which all ranks write their stacks and end; 0 never."
+    straggler_ratio: float = 3.0
+    "A rank whose own time of a step is this many times the median of the others is named in the log; 0 names none."
+    end_margin_s: float = 120.0
+    "Seconds before the job's end, where a scheduler tells it, by which the run has saved and stopped."
+
+
+@dataclass
 class CheckpointConfig:
     """When training state is saved and how much of it is kept."""
 
@@ -239,6 +257,8 @@ class LogConfig:
     "W&B run name; empty takes the run folder's name."
     level: str = "INFO"
     "Lowest level of messages on the terminal."
+    profile_steps: list[int] = field(default_factory=list)
+    "First and last step of a trace of rank 0 (time and memory) in profile/; SIGUSR2 to a rank traces its next three."
 
 
 @dataclass
@@ -265,6 +285,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -29,7 +29,7 @@ CORPUS_ID = re.compile(r"[0-9a-f]{16,128}")
 CHECKS = 32
 "Shards looked at at a time by `preflight`."
 
-NAMED = 50
+NAMED = 4
 "Missing shards named in an error."
 
 
@@ -70,9 +70,9 @@ def preflight(corpora: Sequence[Corpus], config: DataConfig) -> None:
         found = threads.map(lambda pair: _look_at(pair[0], pair[1], config), shards)
         wrong = [text for text in found if text]
     if wrong:
-        more = f"\n  and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        names = "\n".join(f"  {text}" for text in wrong[:NAMED])
-        raise DataError(f"{len(wrong)} of {len(shards)} shards cannot be used; restore them:\n{names}{more}")
+        more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        names = "; ".join(wrong[:NAMED])
+        raise DataError(f"{len(wrong)} of {len(shards)} shards cannot be used; restore them: {names}{more}")
 
 
 def location(corpus: Corpus, name: str) -> str:

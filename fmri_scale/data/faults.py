@@ -12,7 +12,7 @@ from pathlib import Path
 from fmri_scale.errors import DataError
 from fmri_scale.log import get_logger
 
-NAMED = 20
+NAMED = 4
 "Bad clips named in an error."
 
 
@@ -77,11 +77,11 @@ def over_budget(bad: int, consumed: int, max_fraction: float, max_clips: int) ->
 
 def budget_message(bad: list[BadClip], consumed: int, max_fraction: float) -> str:
     """Return what to say when too many clips are bad."""
-    names = "\n".join(f"  {describe(clip)}" for clip in bad[:NAMED])
-    more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    names = "; ".join(describe(clip) for clip in bad[:NAMED])
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     return (
         f"{len(bad)} of {consumed} clips could not be read, more than data.max_bad_fraction={max_fraction} allows; "
-        f"check the storage and run fmri-shards verify:\n{names}{more}"
+        f"check the storage and run fmri-shards verify: {names}{more}"
     )
 
 

@@ -5,6 +5,7 @@ step.py (one optimizer step), build.py (the engine), folder.py (the run's folder
 """
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,21 +16,26 @@ from fmri_scale.checkpoint import TrainingState, collective, commit, engine_file
 from fmri_scale.config import Config
 from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
 from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
-from fmri_scale.log import ROOT, configure_logging, get_logger
+from fmri_scale.log import ROOT, configure_logging, counted, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
 from fmri_scale.training.average import Average
 from fmri_scale.training.energy import GpuEnergy, total_energy
+from fmri_scale.training.estimate import checkpoint_bytes
 from fmri_scale.training.folder import Status
 from fmri_scale.training.guards import BadSteps
 from fmri_scale.training.launch import Launch
 from fmri_scale.training.metrics import MetricsFile, NullTracker, Tracker, start_tracker
 from fmri_scale.training.objective import ClipInput
+from fmri_scale.training.phases import Phases
 from fmri_scale.training.progress import Progress
 from fmri_scale.training.signals import INTERRUPTED, REQUEUE, StopRequest, exit_code
 from fmri_scale.training.software import software_versions
 from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
+from fmri_scale.training.tracing import Profiler
 from fmri_scale.training.validate import require_validation, validation_loss
+from fmri_scale.training.watch import Watch, space
+from fmri_scale.training.watch.hang import LOST
 from sharding.errors import ShardingError
 
 log = get_logger(__name__)
@@ -125,6 +131,18 @@ class Trainer:
         self.step = self.saved_step = state.step if state else 0
         self.bad_steps = BadSteps(self.run_dir, config.engine.max_bad_steps, **(state.guards if state else {}))
         self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device)
+        self.phases = Phases(device)
+        self.phases.watch_reduction(self.engine)
+        self.profiler = Profiler(self.run_dir, config.log.profile_steps, launch.rank, device)
+        self.watch = Watch(
+            config.guard,
+            self.run_dir,
+            launch.rank,
+            launch.world_size,
+            self.engine.module,
+            state.watch if state else {},
+            lambda message: self.status.write("failed", self.step, exit_code=LOST, message=message),
+        )
         self.energy = GpuEnergy(device)
         self.energy_before = state.metrics.get("energy_j", 0.0) if state else 0.0
         self.metrics: MetricsFile | None = None
@@ -145,13 +163,15 @@ class Trainer:
         if self.step >= steps:
             log.info("%s: all %d steps are done", self.run_dir, steps)
         while self.step < steps:
+            self.profiler.before(self.step + 1)
             result = train_step(
                 self.engine,
                 self.stream,
                 lambda batch: self.prepare(batch, self.step),
                 self.config.optim,
                 self.step,
-                lambda: self.stop.received,
+                self.phases,
+                lambda: self.stop.received or self.watch.request(),
                 lambda: len(self.stream.faults.bad),
             )
             self._count(result)
@@ -168,6 +188,8 @@ class Trainer:
     def close(self, code: int) -> None:
         """Let go of readers, files and W&B."""
         self.progress.end()
+        self.watch.close()
+        self.profiler.close(self.step)
         self.stream.close()
         self.tracker.close(code)
         if self.metrics:
@@ -180,6 +202,8 @@ class Trainer:
         if result.bad_clips > self.config.data.max_bad_clips:
             check_ranks(self.stream)  # of all ranks together: where that is too many, all stop with the list
         self.speed.add(result.seconds, result.wait_s)
+        self.profiler.after(self.step)
+        self.watch.after_step(self.step, result.loss, result.seconds)
         if result.applied:
             self.bad_steps.good()
             if self.average:
@@ -191,7 +215,11 @@ class Trainer:
     def _report(self, result: StepResult, validation: float | None = None) -> None:
         self.progress.update(self.step, result.loss, result.lr, self.speed.frames_per_s)
         due = self._due(self.config.log.every_steps) or self.step == self.config.optim.steps or validation is not None
-        if self.metrics is None or not due:
+        if not due:
+            return
+        times = self.phases.row()
+        self.watch.compare(self.phases.own_s, self.step)
+        if self.metrics is None:
             return
         row = {
             "step": self.step,
@@ -206,6 +234,8 @@ class Trainer:
             "substituted_clips": len(self.stream.faults.bad),
             "epoch": self.stream.position / self.clips_per_epoch,
             **self.speed.row(),
+            **times,
+            **self.watch.row(),
             **({} if validation is None else {"val_loss": validation}),
         }
         self.row = row
@@ -214,7 +244,9 @@ class Trainer:
         self.status.write("running", self.step, loss=result.loss)
 
     def _validate(self) -> float:
-        return validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch)
+        loss = validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch)
+        self.watch.saved(0.0)
+        return loss
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -223,6 +255,8 @@ class Trainer:
         """Commit a checkpoint of this step and delete superseded ones."""
         if self.saved_step == self.step:
             return
+        begin = time.monotonic()
+        collective.on_rank_0(lambda: space.require(self.run_dir, checkpoint_bytes(self.config), self.step))
         check_ranks(self.stream)
         energy = total_energy(collective.gather(self.energy.joules()), self.energy_before)
         state = TrainingState(
@@ -233,6 +267,7 @@ class Trainer:
             corpus_id=self.corpora[0].corpus_id,
             data=self.stream.state_dict(),
             guards=self.bad_steps.state(),
+            watch=self.watch.state(),
             wandb_id=self.tracker.run_id,
             metrics={key: value for key, value in self.row.items() if isinstance(value, int | float)} | energy,
             software=software_versions(),
@@ -243,6 +278,7 @@ class Trainer:
         self.saved_step = self.step
         keep = self.config.checkpoint
         collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
+        self.watch.saved(time.monotonic() - begin)
         log.info("checkpoint %s", saved.path)
 
     def _write(self, folder: Path) -> list[Path]:
@@ -260,6 +296,7 @@ class Trainer:
         if self.main:
             pictures.draw_loss(self.run_dir, target.with_name("loss.png"))
             self.tracker.picture("reconstruction", target, self.step)
+        self.watch.saved(0.0)
 
     def _leave(self, code: int) -> int:
         """Save and stop because a signal asked for it."""
@@ -279,10 +316,11 @@ class Trainer:
     def _describe(self) -> None:
         """Log how the run is laid out."""
         optim, engine, ranks = self.config.optim, self.config.engine, self.launch.world_size
+        passes = optim.global_batch // (optim.micro_batch * ranks)
+        split = (counted(ranks, "rank"), counted(passes, "forward pass"), counted(optim.micro_batch, "clip"))
         log.info(
-            "%d ranks on %s, ZeRO %d, %s; a step is %d clips: %d ranks x %d forward passes x %d clips",
-            *(ranks, self.device.type, engine.zero_stage, engine.dtype, optim.global_batch, ranks),
-            *(optim.global_batch // (optim.micro_batch * ranks), optim.micro_batch),
+            "%s on %s, ZeRO %d, %s; a step is %s: %s x %s x %s",
+            *(split[0], self.device.type, engine.zero_stage, engine.dtype, counted(optim.global_batch, "clip"), *split),
         )
 
     @property

@@ -12,6 +12,7 @@ from fmri_scale.config import OptimConfig
 from fmri_scale.data import ClipBatch
 from fmri_scale.training.dist import exchange
 from fmri_scale.training.guards import apply_gradients, poison
+from fmri_scale.training.phases import Phases
 from fmri_scale.training.schedule import learning_rate
 
 
@@ -50,6 +51,7 @@ def train_step(
     prepare: Callable[[ClipBatch], tuple],
     optim: OptimConfig,
     step: int,
+    phases: Phases,
     signal_received: Callable[[], int],
     bad_clips: Callable[[], int] = lambda: 0,
 ) -> StepResult:
@@ -60,6 +62,7 @@ def train_step(
     engine : DeepSpeed's, whose accumulation makes up the global batch.
     stream : this rank's micro-batches.
     prepare : turns a batch into the arguments of the model on the device.
+    phases : counts where the time goes.
     signal_received, bad_clips : asked at the end of the step, so that all ranks learn of them together.
     """
     begin, wait_s = time.perf_counter(), 0.0
@@ -71,16 +74,23 @@ def train_step(
     losses, hidden, clips = [], [], []
     for micro in range(last + 1):
         asked = time.perf_counter()
-        batch = next(stream)
+        with phases("read"):
+            batch = next(stream)
         wait_s += time.perf_counter() - asked
         clips.append([f"{key}@{start}" for key, start in zip(batch.keys, batch.start_frame.tolist(), strict=True)])
-        output = engine(*prepare(batch))
-        engine.backward(poison(output.loss))
+        with phases("copy"):
+            arguments = prepare(batch)
+        with phases("forward"):
+            output = engine(*arguments)
+        with phases("backward"):
+            engine.backward(poison(output.loss))
         losses.append(output.loss.detach())
         hidden.append(_fractions(output.metrics))
         if micro < last:
             engine.step()  # counts the micro-step, changes nothing
-    applied, grad_norm = apply_gradients(engine, optim.clip_grad)
+    with phases("optimizer"):
+        applied, grad_norm = apply_gradients(engine, optim.clip_grad)
+    phases.end_step()
 
     micro_losses = torch.stack(losses).tolist()
     fractions = torch.stack(hidden).mean(0).tolist()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from fmri_scale.checkpoint import consolidated_state, layout, newest
 from fmri_scale.training.folder import STATUS
 from fmri_scale.training.metrics import read_metrics
+from fmri_scale.training.signals import REQUEUE
 from sharding.corpus import open_corpus
 from tests.helpers.spawn import run_ranks
 from tests.helpers.tiny_run import write_run
@@ -31,7 +33,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus) -> Path:
-    """Runs on two ranks: `nan_0` and `nan_2` (ZeRO stage), `stops`, `full`, and `changed`, resumed as `changed`."""
+    """Runs on two ranks: `nan_0` and `nan_2` (ZeRO stage), the names of other faults, and `changed`, resumed so."""
     folder = tmp_path_factory.mktemp("faults")
 
     def job(name: str, faults: dict | None = None, **changes: object) -> dict:
@@ -44,6 +46,9 @@ def runs(tmp_path_factory, corpus) -> Path:
     for clip, decay, betas in ((1.0, 0.1, [0.9, 0.95]), (0.25, 0.3, [0.8, 0.9])):
         changes = {"optim__clip_grad": clip, "optim__weight_decay": decay, "optim__betas": betas}
         jobs.append(job("changed", optim__steps=1 if clip == 1.0 else 2, **changes))
+    jobs.append(job("slow", {"slow": [1, 0.5]}, optim__steps=3, guard__hash_every=1, guard__straggler_ratio=1.5))
+    jobs.append(job("flip", {"flip": [1, 3]}, optim__steps=5, engine__zero_stage=0, guard__hash_every=1))
+    jobs.append(job("ends", {"ends_in": 124.0, "slow": [0, 0.2]}, optim__steps=500))
     (folder / "jobs.json").write_text(json.dumps(jobs))
     ended = run_ranks([str(folder / "jobs.json")], 2, folder, TRAINEE)
     assert [process.code for process in ended] == [0, 0]
@@ -138,3 +143,41 @@ def test_error_of_one_rank_ends_all_and_is_said_once(tmp_path, corpus):
     status = json.loads((run / STATUS).read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 2)
     assert shard.name in status["message"]
+
+
+def test_slow_rank_is_named(runs):
+    row = read_metrics(runs / "slow")[-1]
+    assert row["slowest_rank"] == 1
+    assert row["slowest_ratio"] > 1.5
+    assert row["step_s"] > 1.0, "two micro-steps of half a second"
+    log = (runs / "slow" / "logs" / "rank_0.log").read_text()
+    assert f"rank 1 on {socket.gethostname()} needs" in log
+
+
+def test_ranks_with_other_weights_stop_on_all(runs):
+    """One bit of one weight of one rank."""
+    for record in records(runs / "flip"):
+        assert record["kind"] == "TrainingError"
+        assert "after step 3 the weights of rank 1 (" in record["error"]
+    assert read_metrics(runs / "slow")[-1]["step"] == 3, "equal weights were taken for different"
+
+
+def test_run_stops_in_time_before_the_jobs_end(runs):
+    for record in records(runs / "ends"):
+        assert record["code"] == REQUEUE
+    status = json.loads((runs / "ends" / STATUS).read_text())
+    assert (status["state"], status["step"]) == ("requeue", newest(runs / "ends").step)
+    assert 0 < status["step"] < 500
+
+
+def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
+    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=4.0)
+    (tmp_path / "jobs.json").write_text(json.dumps([{"arguments": items, "faults": {"hang": [1, 5]}}]))
+    ended = run_ranks([str(tmp_path / "jobs.json")], 2, tmp_path, TRAINEE)
+    assert [process.code for process in ended] == [1, 1]
+    status = json.loads((tmp_path / "run" / STATUS).read_text())
+    assert (status["state"], status["step"], status["exit_code"]) == ("failed", 2, 1)
+    assert "stacks of all ranks are in" in status["message"]
+    stacks = [(tmp_path / "run" / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in (0, 1)]
+    assert "in wait" in stacks[1]
+    assert all("in train_step" in text for text in stacks)

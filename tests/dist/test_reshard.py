@@ -116,8 +116,9 @@ def test_groups_keep_their_own_hyperparameters_and_step_counters(runs, name):
     record = json.loads((runs / name / "record_0.json").read_text())
     assert mixed_up([group["weight_decay"] for group in record["groups"]], record["adam_steps"]) == []
     assert len({step for _, step in record["adam_steps"]}) == 1
-    rates = {group["lr"] / group["lr_scale"] for group in record["groups"]}
-    assert (len(rates), [group["lr_scale"] for group in record["groups"]]) == (1, [1.0, 0.5, 1.0])
+    assert [group["lr_scale"] for group in record["groups"]] == [1.0, 0.5, 1.0]
+    if name == "broken":  # the copies have made no step
+        assert len({group["lr"] / group["lr_scale"] for group in record["groups"]}) == 1
 
 
 def test_deepspeeds_universal_loading_mixes_the_groups_up(runs, tmp_path):

@@ -5,15 +5,19 @@ leaves a record in its folder, `record_RANK.json`: exit code or error message, a
 then its folder is copied to those in `copies`.
 
 Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail,
-`stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves.
+`stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves. `slow: [rank, s]`
+sleeps in every micro-step, `hang: [rank, micro-step]` for ever in one; `flip: [rank, step]` changes one bit of one
+weight after a step; `ends_in: s` is the time that the job has left.
 """
 
 import contextlib
 import json
 import math
+import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +81,7 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
     def call(self: objective.ClipInput, batch: Any) -> tuple:
         nonlocal micro_steps
         micro_steps += 1
+        wait(wanted, rank, micro_steps)
         volume, mask, brain = original_call(self, batch)
         return volume * (math.nan if rank == bad_rank and first <= micro_steps <= last else 1.0), mask, brain
 
@@ -89,6 +94,35 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
             stack.enter_context(mock.patch.object(torch, "save", save))
         if "stop_at" in wanted:
             stack.enter_context(stopping_at(wanted["stop_at"]))
+        if "ends_in" in wanted:
+            end = {"FMRI_SCALE_END_TIME": str(time.time() + wanted["ends_in"])}
+            stack.enter_context(mock.patch.dict(os.environ, end))
+        flipped_rank, step = wanted.get("flip", (-1, 0))
+        if flipped_rank == rank:
+            stack.enter_context(flipping(step))
+        yield
+
+
+def wait(wanted: dict[str, Any], rank: int, micro_step: int) -> None:
+    """Be slow, or hang, where this rank is meant to."""
+    slow_rank, seconds = wanted.get("slow", (-1, 0.0))
+    hanging_rank, last = wanted.get("hang", (-1, 0))
+    time.sleep(1e6 if (rank, micro_step) == (hanging_rank, last) else seconds if rank == slow_rank else 0.0)
+
+
+@contextlib.contextmanager
+def flipping(step: int) -> Iterator[None]:
+    """Change the lowest bit of the first weight after a step."""
+    from fmri_scale.training import watch
+
+    after_step = watch.Watch.after_step
+
+    def patched(self: watch.Watch, now: int, *arguments: Any) -> None:
+        if now == step:
+            next(self._module.parameters()).data.view(torch.int32).view(-1)[0] ^= 1
+        after_step(self, now, *arguments)
+
+    with mock.patch.object(watch.Watch, "after_step", patched):
         yield
 
 

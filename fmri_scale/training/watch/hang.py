@@ -1,0 +1,73 @@
+"""A run that stands still is ended, with the stacks of all threads of every rank written down first.
+
+Every rank watches itself: a rank that waits for another in a collective is as late as that one, so all of them write.
+Two clocks: a thread of Python, which can say in status.json what happened, and, where a call holds Python's lock for
+ever, the C library's (`faulthandler`), which writes the stacks and ends the process a little later.
+"""
+
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fmri_scale.log import get_logger
+
+log = get_logger(__name__)
+
+LOST = 1
+"Exit code: start again."
+GRACE_S = 10.0
+"Seconds from the stacks to the end, so that the other ranks have written theirs too."
+
+
+class HangWatch:
+    """Ends this process when `beat` has not been called for `limit_s` seconds.
+
+    Parameters
+    ----------
+    limit_s : 0 never ends it.
+    stacks : file for the stacks.
+    tell : called with a message before the end; on rank 0 it writes the status.
+    """
+
+    def __init__(self, limit_s: float, stacks: Path, tell: Callable[[str], None], grace_s: float = GRACE_S) -> None:
+        self._limit_s, self._path, self._tell, self._grace_s = limit_s, stacks, tell, grace_s
+        self._last, self._over = time.monotonic(), threading.Event()
+        if not limit_s:
+            return
+        self._file = stacks.open("a")
+        self.beat()
+        threading.Thread(target=self._watch, daemon=True, name="hang watch").start()
+
+    def beat(self) -> None:
+        """Say that the run is getting on."""
+        self._last = time.monotonic()
+        if self._limit_s and not self._over.is_set():
+            faulthandler.dump_traceback_later(self._limit_s + 3 * self._grace_s, exit=True, file=self._file)
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._limit_s and not self._over.is_set():
+            self._over.set()
+            faulthandler.cancel_dump_traceback_later()
+            self._file.close()
+            if not self._path.stat().st_size:
+                self._path.unlink()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._limit_s / 4)):
+            late = time.monotonic() - self._last
+            if late > self._limit_s:
+                self._end(late)
+
+    def _end(self, late: float) -> None:
+        faulthandler.dump_traceback(self._file, all_threads=True)
+        message = (
+            f"no step for {late:.0f} s (guard.hang_s={self._limit_s:g}); stacks of all ranks are in {self._path.parent}"
+        )
+        log.error("%s", message)
+        self._tell(message)
+        if not self._over.wait(self._grace_s):
+            os._exit(LOST)
