@@ -101,12 +101,6 @@ def _check_mask(mask: MaskConfig) -> None:
     if mask.ratio_of == "regions" and drawn != anatomical:
         raise ConfigError("mask.ratio_of=regions: has a meaning for the strategies region and group alone")
     _at_least("mask.tube_len", mask.tube_len, 0)
-
-
-def _check_data(data: DataConfig) -> None:
-    for key in ("prefetch_mb", "lanes", "temperature", "stall_timeout_s"):
-        _positive(f"data.{key}", getattr(data, key))
-    for key in ("num_readers", "shuffle_block", "min_jitter", "retries"):
     _check_mixture(mask, drawn)
 
 
@@ -130,6 +124,12 @@ def _check_mixture(mask: MaskConfig, drawn: set[str]) -> None:
     _fraction("mask.ratio_start", mask.ratio_start)
     if bool(mask.schedule_steps) != bool(mask.ratio_start or mask.mixture_start):
         raise ConfigError("mask.schedule_steps goes with mask.ratio_start or mask.mixture_start: set both or neither")
+
+
+def _check_data(data: DataConfig) -> None:
+    for key in ("prefetch_mb", "lanes", "temperature", "stall_timeout_s"):
+        _positive(f"data.{key}", getattr(data, key))
+    for key in ("num_readers", "shuffle_block", "min_jitter", "retries"):
         _at_least(f"data.{key}", getattr(data, key), 0)
     for key in ("max_bad_fraction", "max_bad_clips", "cache_gb"):
         _at_least(f"data.{key}", getattr(data, key), 0)
