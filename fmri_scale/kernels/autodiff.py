@@ -1,6 +1,7 @@
-"""Gradients of a plain torch function by autograd, for implementations that are their own definition."""
+"""Gradients of operators: of a plain torch function by autograd, and in the layout that the operators promise."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -13,3 +14,8 @@ def gradients(
         leaves = [v.detach().requires_grad_() for v in inputs]
         result = function(*leaves)
         return torch.autograd.grad(result, leaves, upstream.to(result.dtype))
+
+
+def contiguous(grads: Sequence[torch.Tensor]) -> Any:
+    """Return gradients as the operators declare them: a compiler lays out its buffers by the declaration."""
+    return tuple(g.contiguous() for g in grads)

@@ -167,7 +167,7 @@ def patch_values(clips: CodedClips, clip: int, places_MP: Tensor, dtype: torch.d
 
 def num_units(grid: Axes, unit: Axes) -> int:
     """Return how many units a grid holds, the cut ones included."""
-    return math.prod(-(-n // size) for n, size in zip(grid, unit, strict=True))
+    return math.prod([-(-n // size) for n, size in zip(grid, unit, strict=True)])
 
 
 @functools.lru_cache(maxsize=32)

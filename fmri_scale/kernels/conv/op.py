@@ -5,6 +5,7 @@ from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' t
 import torch
 from torch import Tensor
 
+from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
 from fmri_scale.kernels.windows import Windows
 
@@ -39,7 +40,7 @@ def conv_silu_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and prefix (K - 1, E); the last is meaningless where prefix is None."""
     windows = Windows(tuple(grid), tuple(window), tuple(shift))  # type: ignore[arg-type]
-    return implementation("conv", backend, x.device).backward(dy, x, weight, bias, windows, prefix)
+    return contiguous(implementation("conv", backend, x.device).backward(dy, x, weight, bias, windows, prefix))
 
 
 @conv_silu_op.register_fake
@@ -49,9 +50,8 @@ def _(x, weight, bias, prefix, grid, window, shift, backend):
 
 @conv_silu_backward_op.register_fake
 def _(dy, x, weight, bias, prefix, grid, window, shift, backend):
-    before = x.new_empty(weight.shape[1] - 1, x.shape[2]) if prefix is None else torch.empty_like(prefix)
-    grads = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, weight, bias))
-    return *grads, before
+    before = x.new_empty(weight.shape[1] - 1, x.shape[2]) if prefix is None else prefix
+    return tuple(torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, weight, bias, before))
 
 
 def _save(ctx, inputs, output):

@@ -5,6 +5,7 @@ from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' t
 import torch
 from torch import Tensor
 
+from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
 from fmri_scale.kernels.clips import CodedClips, Hidden
 
@@ -69,7 +70,8 @@ def embed_backward_op(
     clips = CodedClips(codes, scale, gain, shift, outside, lookup, tuple(image), tuple(patch))  # type: ignore[arg-type]
     hidden = Hidden(given, epoch, clip_ids, seed, count, tuple(unit))  # type: ignore[arg-type]
     parameters = (weight, bias, mask_tokens, position, time)
-    return implementation("embed", backend, codes.device).backward(dy, clips, *parameters, hidden, tuple(slots))
+    module = implementation("embed", backend, codes.device)
+    return contiguous(module.backward(dy, clips, *parameters, hidden, tuple(slots)))
 
 
 @embed_op.register_fake

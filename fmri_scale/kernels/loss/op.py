@@ -9,6 +9,7 @@ from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' t
 import torch
 from torch import Tensor
 
+from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
 from fmri_scale.kernels.clips import CodedClips, Hidden
 
@@ -40,7 +41,7 @@ def masked_loss_op(
     clips = CodedClips(codes, scale, gain, shift, outside, lookup, tuple(image), tuple(patch))  # type: ignore[arg-type]
     hidden = Hidden(given, epoch, clip_ids, seed, num_hidden, tuple(unit))  # type: ignore[arg-type]
     module = implementation("loss", backend, codes.device)
-    return module.forward(clips, features, weight, bias, hidden, brain_only, with_gradients)
+    return contiguous(module.forward(clips, features, weight, bias, hidden, brain_only, with_gradients))
 
 
 @masked_loss_op.register_fake

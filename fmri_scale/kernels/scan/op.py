@@ -8,6 +8,7 @@ from typing import Sequence  # noqa: UP035 - torch before 2.7 reads operators' t
 import torch
 from torch import Tensor
 
+from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
 from fmri_scale.kernels.windows import Windows
 
@@ -50,7 +51,7 @@ def scan_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, h0; the last has A's shape and is meaningless where h0 is None."""
     windows = Windows(tuple(grid), tuple(window), tuple(shift))  # type: ignore[arg-type]
-    return implementation("scan", backend, x.device).backward(dy, x, dt, A, B, C, D, windows, h0, reverse)
+    return contiguous(implementation("scan", backend, x.device).backward(dy, x, dt, A, B, C, D, windows, h0, reverse))
 
 
 @scan_op.register_fake
