@@ -6,7 +6,7 @@ from fmri_scale.config.schema import Config, DataConfig, EngineConfig, MaskConfi
 from fmri_scale.errors import ConfigError
 
 CHOICES = {
-    "model.strd": ("off", "published"),
+    "model.strd": ("off", "published", "paper"),
     "model.backend": ("auto", "torch", "triton", "mamba_ssm"),
     "mask.strategy": ("token", "window", "tube", "region", "group", "mixture"),
     "mask.ratio_of": ("units", "brain", "regions"),
@@ -79,6 +79,7 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(f"model.patch_size={model.patch_size}: a patch is one frame; the last entry must be 1")
     _fraction("model.dropout", model.dropout)
     _fraction("model.drop_path", model.drop_path)
+    _fraction("model.strd_rate", model.strd_rate)
     _at_least("model.prompt_len", model.prompt_len, 0)
     if model.mlp_ratio <= 0:
         raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected a positive number")

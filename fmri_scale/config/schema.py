@@ -48,7 +48,9 @@ class ModelConfig:
     prompt_len: int = 0
     "Learnable prompt tokens put before every window of every encoder block."
     strd: str = "off"
-    "Spatiotemporal redundancy dropout: off or published (as the released code computes it)."
+    "Spatiotemporal redundancy dropout: off, published (the released code's formula) or paper (grows with redundancy)."
+    strd_rate: float = 0.5
+    "With strd=paper: probability with which a token equal to its neighbours in space and time is dropped."
     checkpoint_blocks: bool = False
     "Recompute each block in the backward pass instead of keeping its activations."
     backend: str = "auto"

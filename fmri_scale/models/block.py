@@ -63,9 +63,9 @@ class Block(nn.Module):
         self.mixer = Mixer(shape.width, config, config.prompt_len if encoder else 0)
         self.norm2 = nn.LayerNorm(shape.width)
         self.mlp = Mlp(shape.width, int(shape.width * config.mlp_ratio), config.dropout)
-        self.strd = (
-            RedundancyDropout(3 * number + 2, config.backend) if encoder and config.strd == "published" else None
-        )
+        drops = encoder and config.strd != "off"
+        settings = (3 * number + 2, config.strd, config.strd_rate, config.backend)
+        self.strd = RedundancyDropout(*settings) if drops else None
 
     def forward(self, x_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Return tokens of the same shape; `keys_B` are the clips' random keys (`masking.clip_keys`)."""

@@ -26,6 +26,7 @@ from fmri_scale.models.init import init_weights
 from fmri_scale.models.loss import masked_loss
 from fmri_scale.models.masking import TokenMask, masked_fractions
 from fmri_scale.models.shapes import token_grid
+from fmri_scale.models.strd import drop_counts
 
 
 class MAEOutput(NamedTuple):
@@ -37,7 +38,8 @@ class MAEOutput(NamedTuple):
     prediction : predicted values of every patch `[B, N, P]`, or None where they were not asked for;
         `unpatchify` makes a volume of them.
     latent : the encoder's map, channels last `[B, D, H, W, T, E]`.
-    metrics : scalars without gradient: `masked_fraction` and, with a brain, `masked_fraction_brain`.
+    metrics : without gradient: scalars `masked_fraction` and, with a brain, `masked_fraction_brain`; in training with
+        redundancy dropout `strd_counts` (`strd.drop_counts`).
     """
 
     loss: Tensor
@@ -160,6 +162,8 @@ class MaskedAutoencoder(nn.Module):
         self, loss: Tensor, features: Tensor, latent: Tensor, mask: TokenMask, counts_M: Tensor | None, predict: bool
     ) -> MAEOutput:
         metrics = masked_fractions(mask, counts_M, self.config.backend)
+        if (dropped := drop_counts(self.backbone)) is not None:
+            metrics["strd_counts"] = dropped
         return MAEOutput(loss, self._head(features) if predict else None, latent, metrics)
 
     def patchify_brain(self, brain_XYZ: Tensor) -> Tensor:

@@ -1,15 +1,22 @@
-"""Spatiotemporal redundancy dropout as the published code computes it; training only, encoder of the MAE only.
+"""Spatiotemporal redundancy dropout; training only, encoder of the MAE only, in two forms.
 
-A token is dropped (its mixer output set to zero, the residual stays) with a probability computed from the
-similarity of the tokens of its window. No gradient flows through the probability. Measured on the published
-formula: the rate is 0.5 % for identical tokens, 3.8 % for independent ones, so it hardly acts; it is off by default.
+A token is dropped (its mixer output set to zero, the residual stays) with a probability computed from the similarity
+of the tokens of its window. No gradient flows through the probability.
+
+`published` is the released code's formula. Measured on it: the rate is 0.5 % for identical tokens, 3.8 % for
+independent ones, so it hardly acts, and acts on the wrong tokens. `paper` is what the method's text says: dropping
+grows with redundancy in space and time, up to `rate` for tokens equal to their neighbours. Off by default.
 """
 
+import torch
 from torch import Tensor, nn
 
-from fmri_scale.kernels.strd import scores
+from fmri_scale.kernels.strd import redundancy, scores
 from fmri_scale.kernels.windows import Windows
 from fmri_scale.models.draws import uniform
+
+LEVELS = 5
+"Equal parts of redundancy, 0 to 1, by which drop rates are told."
 
 
 class RedundancyDropout(nn.Module):
@@ -18,13 +25,23 @@ class RedundancyDropout(nn.Module):
     Parameters
     ----------
     salt : which draw of a clip this block takes.
-    backend : of the kernel that computes the scores.
+    form : published or paper.
+    rate : of form paper, for tokens equal to their neighbours.
+    backend : of the kernel that computes the published scores.
+
+    Attributes
+    ----------
+    counts : of the last forward pass in training, int64 `[2, LEVELS]`: tokens that were dropped, and all, by
+        redundancy; of the first clip of the batch alone, which is enough to tell rates by.
     """
 
-    def __init__(self, salt: int, backend: str = "auto") -> None:
+    def __init__(self, salt: int, form: str = "published", rate: float = 0.5, backend: str = "auto") -> None:
         super().__init__()
         self.salt = salt
+        self.form = form
+        self.rate = rate
         self.backend = backend
+        self.counts: Tensor | None = None
 
     def forward(self, h_BNC: Tensor, windows: Windows, keys_B: Tensor | None) -> Tensor:
         """Return `h_BNC` with the dropped tokens at zero; the identity outside training."""
@@ -38,7 +55,41 @@ class RedundancyDropout(nn.Module):
         """Return 1 for kept and 0 for dropped tokens, `[B, N]`."""
         b, n, c = h_BNC.shape
         order = windows.order(h_BNC.device).flatten()
-        score_WL = scores(h_BNC[:, order].reshape(-1, windows.length, c), windows.window, backend=self.backend)
-        score_BN = h_BNC.new_empty(b, n)
-        score_BN[:, order] = score_WL.view(b, n).to(h_BNC.dtype)
-        return (uniform(keys_B, self.salt, n) >= score_BN).to(h_BNC.dtype)
+        h_WLC = h_BNC[:, order].reshape(-1, windows.length, c)
+        if self.form == "paper":
+            redundant_WL = redundancy(h_WLC, windows.window)
+            score_WL = self.rate * redundant_WL
+        else:
+            score_WL = scores(h_WLC, windows.window, backend=self.backend).to(h_BNC.dtype)
+        score_BN = torch.empty(b, n, dtype=score_WL.dtype, device=h_BNC.device)
+        score_BN[:, order] = score_WL.view(b, n)
+        keep_BN = uniform(keys_B, self.salt, n) >= score_BN
+        if not torch.compiler.is_compiling():  # a compiled block keeps nothing beside its outputs
+            first = slice(windows.num_windows)
+            seen_WL = redundant_WL[first] if self.form == "paper" else redundancy(h_WLC[first], windows.window)
+            self.counts = _counts(seen_WL.flatten(), ~keep_BN[0, order])
+        return keep_BN.to(h_BNC.dtype)
+
+
+def drop_counts(model: nn.Module) -> Tensor | None:
+    """Return the counts of all blocks of a model's last forward pass in training, or None where nothing is dropped."""
+    found = [part.counts for part in model.modules() if isinstance(part, RedundancyDropout) and part.counts is not None]
+    return torch.stack(found).sum(0) if found and model.training else None
+
+
+def drop_rates(counts: list[float]) -> dict[str, float]:
+    """Return drop rates by name from the flat `[2, LEVELS]` counts of a step: of all tokens, and by redundancy."""
+    dropped, seen = counts[:LEVELS], counts[LEVELS:]
+    rates = {"strd_drop_rate": sum(dropped) / max(sum(seen), 1.0)}
+    for level, (part, whole) in enumerate(zip(dropped, seen, strict=True)):
+        if whole:
+            rates[f"strd_drop_rate_redundancy_{level / LEVELS:.1f}"] = part / whole
+    return rates
+
+
+def _counts(redundancy_N: Tensor, dropped_N: Tensor) -> Tensor:
+    level_N = (redundancy_N * LEVELS).long().clamp_(0, LEVELS - 1)
+    counts = torch.zeros(2, LEVELS, dtype=torch.int64, device=level_N.device)
+    counts[0].index_add_(0, level_N, dropped_N.long())
+    counts[1].index_add_(0, level_N, torch.ones_like(level_N))
+    return counts

@@ -228,6 +228,7 @@ class Trainer:
             "grad_norm": result.grad_norm,
             "masked_fraction": result.masked_fraction,
             "masked_fraction_brain": result.masked_fraction_brain,
+            **result.drop_rates,
             "skipped_steps": self.bad_steps.total,
             "clips": self.stream.position,
             "clip_hash": f"{self.stream.clip_hash:016x}",

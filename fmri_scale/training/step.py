@@ -10,6 +10,7 @@ import torch
 
 from fmri_scale.config import OptimConfig
 from fmri_scale.data import ClipBatch
+from fmri_scale.models.strd import drop_rates
 from fmri_scale.training.dist import exchange
 from fmri_scale.training.guards import apply_gradients, poison
 from fmri_scale.training.phases import Phases
@@ -27,6 +28,7 @@ class StepResult:
     applied : False where a non-finite loss or gradient made every rank skip the step.
     seconds, wait_s : duration, and the longest any rank waited for data.
     masked_fraction, masked_fraction_brain : hidden share of all tokens, and of those that hold brain.
+    drop_rates : shares of tokens that redundancy dropout dropped, by redundancy; empty where it is off.
     signals : signal numbers the ranks have received, 0 for none.
     bad_clips : clips that could not be read and were replaced, of all ranks since they started.
     micro_batches : this rank's losses and clips, to be written down if they were bad.
@@ -40,6 +42,7 @@ class StepResult:
     wait_s: float
     masked_fraction: float
     masked_fraction_brain: float
+    drop_rates: dict[str, float]
     signals: list[int]
     bad_clips: int
     micro_batches: list[dict[str, Any]]
@@ -71,7 +74,7 @@ def train_step(
         group["lr"] = lr * group["lr_scale"]
 
     last = engine.gradient_accumulation_steps() - 1
-    losses, hidden, clips = [], [], []
+    losses, hidden, dropped, clips = [], [], [], []
     for micro in range(last + 1):
         asked = time.perf_counter()
         with phases("read"):
@@ -86,6 +89,7 @@ def train_step(
             engine.backward(poison(output.loss))
         losses.append(output.loss.detach())
         hidden.append(_fractions(output.metrics))
+        dropped += [output.metrics["strd_counts"].flatten()] if "strd_counts" in output.metrics else []
         if micro < last:
             engine.step()  # counts the micro-step, changes nothing
     with phases("optimizer"):
@@ -95,7 +99,8 @@ def train_step(
     micro_losses = torch.stack(losses).tolist()
     fractions = torch.stack(hidden).mean(0).tolist()
     notes = [math.fsum(micro_losses) / len(micro_losses), *fractions, wait_s, float(signal_received()), bad_clips()]
-    loss, masked, masked_brain, waits, signals, bad = zip(*exchange(notes, engine.device), strict=True)
+    notes += torch.stack(dropped).sum(0).tolist() if dropped else []
+    loss, masked, masked_brain, waits, signals, bad, *counts = zip(*exchange(notes, engine.device), strict=True)
     return StepResult(
         loss=math.fsum(loss) / len(loss),
         grad_norm=grad_norm,
@@ -105,6 +110,7 @@ def train_step(
         wait_s=max(waits),
         masked_fraction=math.fsum(masked) / len(masked),
         masked_fraction_brain=math.fsum(masked_brain) / len(masked_brain),
+        drop_rates=drop_rates([math.fsum(ranks) for ranks in counts]) if counts else {},
         signals=[int(number) for number in signals],
         bad_clips=int(sum(bad)),
         micro_batches=[{"loss": repr(x), "clips": names} for x, names in zip(micro_losses, clips, strict=True)],

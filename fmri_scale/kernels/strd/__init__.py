@@ -3,9 +3,10 @@
 import torch
 
 from fmri_scale.kernels.strd.op import strd_scores_op
+from fmri_scale.kernels.strd.redundancy import redundancy
 from fmri_scale.kernels.windows import Axes
 
-__all__ = ["scores"]
+__all__ = ["redundancy", "scores"]
 
 
 def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, backend: str = "auto") -> torch.Tensor:
