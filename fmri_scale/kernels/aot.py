@@ -5,13 +5,12 @@ that the signature, the constants and the alignment of the arguments are those o
 `meta` device. The disassembler comes with the triton package. This cannot share a process with Triton's interpreter.
 """
 
-import collections
 import contextlib
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from fmri_scale.kernels import backends, tuning
+from fmri_scale.kernels.machine import Loop, loops_of
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
@@ -39,20 +39,13 @@ class Compiled:
     shared: int
     "Bytes of shared memory of a program."
     num_warps: int
+    "Warps of a program: 32 threads on NVIDIA's GPUs, 64 on AMD's."
+    grid: tuple[int, ...]
+    "Programs of the launch."
     constants: dict[str, Any]
-    loops: list["Loop"] = field(default_factory=list)
-    total: int = 0
+    total: int
     "Instructions of the whole kernel."
-
-
-@dataclass
-class Loop:
-    """An innermost loop of the machine code."""
-
-    instructions: int
-    "Warp instructions of one pass."
-    kinds: dict[str, int]
-    "How many of each opcode."
+    loops: list[Loop]
 
 
 @contextlib.contextmanager
@@ -65,7 +58,7 @@ def compiled(arch: str) -> Iterator[list[Compiled]]:
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        found.append(_inspect(kernel, arch, {k: v for k, v in kwargs.items() if k.isupper()}))
+        found.append(_inspect(kernel, arch, grid, {k: v for k, v in kwargs.items() if k.isupper()}))
 
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(_Pretend(arch))
@@ -96,25 +89,34 @@ class _Pretend:
         return self.target
 
 
-def _inspect(kernel: Any, arch: str, constants: dict[str, Any]) -> Compiled:
+def _inspect(kernel: Any, arch: str, grid: tuple[int, ...], constants: dict[str, Any]) -> Compiled:
     kernel = kernel.result() if hasattr(kernel, "result") else kernel
-    entry = Compiled(kernel.metadata.name, arch, 0, 0, kernel.metadata.shared, kernel.metadata.num_warps, constants)
-    if arch.startswith("gfx"):
-        text = kernel.asm["amdgcn"]
-        entry.registers = max(int(n) for n in re.findall(r"\.vgpr_count:\s+(\d+)", text))
-        entry.spilled = max(int(n) for n in re.findall(r"\.vgpr_spill_count:\s+(\d+)", text))
-        return entry
+    amd = arch.startswith("gfx")
+    code, registers, spilled = _amd(kernel.asm["amdgcn"]) if amd else _nvidia(kernel.asm["cubin"])
+    total, loops = loops_of(code, amd)
+    meta = kernel.metadata
+    return Compiled(
+        meta.name, arch, registers, spilled, meta.shared, meta.num_warps, grid, constants, total=total, loops=loops
+    )
+
+
+def _amd(text: str) -> tuple[str, int, int]:
+    """Assembly, vector registers and those that spill."""
+    registers, spilled = (max(map(int, re.findall(rf"\.{n}_count:\s+(\d+)", text))) for n in ("vgpr", "vgpr_spill"))
+    return text, registers, spilled
+
+
+def _nvidia(cubin: bytes) -> tuple[str, int, int]:
+    """Disassembly, registers and bytes that spill."""
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(kernel.asm["cubin"])
-        usage = _tool("cuobjdump", "-res-usage", str(cubin))
-        code = _tool("nvdisasm", "-c", str(cubin))
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _tool("cuobjdump", "-res-usage", str(path))
+        code = _tool("nvdisasm", "-c", str(path))
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     if match is None:
-        raise RuntimeError(f"cuobjdump did not report the resources of {kernel.metadata.name}: {usage[:200]}")
-    entry.registers, entry.spilled = int(match[1]), max(int(match[2]), int(match[3]))
-    entry.total, entry.loops = _loops(code)
-    return entry
+        raise RuntimeError(f"cuobjdump did not report a kernel's resources: {usage[:200]}")
+    return code, int(match[1]), max(int(match[2]), int(match[3]))
 
 
 def _tool(name: str, *args: str) -> str:
@@ -122,23 +124,3 @@ def _tool(name: str, *args: str) -> str:
 
     path = Path(nvidia.__file__).parent / "bin" / name
     return subprocess.run([str(path), *args], capture_output=True, text=True, check=True).stdout
-
-
-def _loops(code: str) -> tuple[int, list[Loop]]:
-    """Find the innermost backward branches of a disassembly and count what they enclose."""
-    lines: list[str] = []
-    labels: dict[str, int] = {}
-    for line in code.splitlines():
-        if label := re.match(r"^(\.L_x_\d+):", line.strip()):
-            labels[label[1]] = len(lines)
-        elif instruction := re.search(r"/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
-            lines.append(re.sub(r"^@!?U?P\w+\s+", "", instruction[1].strip()))
-    spans = []
-    for end, text in enumerate(lines):
-        branch = re.search(r"BRA.*?`\((\.L_x_\d+)\)", text)
-        start = labels.get(branch[1], end) if branch else end
-        if start < end - 4:
-            spans.append((start, end + 1))
-    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
-    counts = [collections.Counter(t.split()[0].split(".")[0] for t in lines[a:b]) for a, b in inner]
-    return len(lines), [Loop(sum(c.values()), dict(c.most_common())) for c in counts]

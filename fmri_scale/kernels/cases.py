@@ -4,10 +4,13 @@ Only numbers are made here; each operation's `cases.py` turns them into tensors.
 """
 
 import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fmri_scale.kernels.windows import Axes, Windows
 
+Case = TypeVar("Case")
 WINDOW_SIZES: tuple[Axes, ...] = ((2, 2, 2, 4), (4, 4, 4, 4), (2, 4, 2, 4))
 WIDTHS = (8, 24, 40, 72)
 STATES = (4, 8, 16)
@@ -57,6 +60,26 @@ def random_windows(rng: random.Random, max_tokens: int = 4096) -> Windows:
         windows = fit_windows(_axes(tokens), rng.choice(WINDOW_SIZES), shift)  # type: ignore[arg-type]
         if windows.num_tokens <= max_tokens:
             return windows
+
+
+def geometry_features(windows: Windows) -> set[str]:
+    """What a geometry exercises: each axis's length and shift, and which of the window sizes stand there whole."""
+    found = {f"window {windows.window}"} if windows.window in WINDOW_SIZES else set()
+    for axis, tokens, window, shift in zip("DHWT", windows.grid, windows.window, windows.shift, strict=True):
+        found.add(f"{tokens} along {axis}")
+        if tokens > window:
+            found.add(f"{axis} {'shifted' if shift else 'cut, not shifted'}")
+    return found
+
+
+def covering(drawn: Sequence[Case], features: Callable[[Case], set[str]], cost: Callable[[Case], float]) -> list[Case]:
+    """Pick a few cheap cases that together have every feature of all drawn ones, greedily and reproducibly."""
+    left = set().union(*map(features, drawn))
+    picked: list[Case] = []
+    while left:
+        picked.append(max(drawn, key=lambda case: len(features(case) & left) / cost(case)))
+        left -= features(picked[-1])
+    return picked
 
 
 def _axes(values: list[int]) -> Axes:

@@ -2,44 +2,57 @@
 
 A `Work` counts what one call must do; `floor` divides each count by what a device does in a second and takes the
 largest. Counts follow from shapes: bytes are each input read once and each output written once, exponentials and
-products those of the algorithm. Issue slots are what the compiled code spends (measured by compiling, see `aot`), so
-a floor with slots is the best that this code could reach, and one without is the best that any code could.
+products those of the algorithm. Issue slots are what the compiled code spends (counted by compiling, `launches`); a
+caller adds them with `with_slots`. So a floor with slots is the best that this code could reach, and one without is
+the best that any code could.
 """
 
+import dataclasses
+import math
 from dataclasses import dataclass, fields
 
 from fmri_scale.kernels.conv.cases import ConvCase
+from fmri_scale.kernels.embed.cases import ClipCase
 from fmri_scale.kernels.scan.cases import ScanCase
+from fmri_scale.kernels.strd.cases import Case as StrdCase
 
-SCAN_SLOTS = {"forward": 322 / 72, "backward": 1175 / 72}
-"Warp instructions a token and channel of 16 states on sm_90 (benchmarks/results/static.md); others in proportion."
+BRAIN_VOXELS = 250_000
+"Voxels of the MNI152 brain on the 2 mm grid, dilated by two: what a corpus stores of a frame, to within 10 %."
 
 
 @dataclass(frozen=True)
 class Device:
-    """Rates of a GPU, per second."""
+    """Rates of a GPU."""
 
     name: str
+    arch: str
     bytes: float
-    "Device memory, bytes."
+    "Device memory, bytes a second."
     flops: float
-    "Dense bf16 matrix products, operations."
-    exps: float
-    "Special functions (exponential, reciprocal), lanes."
-    slots: float
-    "Warp instructions issued."
+    "Dense bf16 matrix products, operations a second."
+    multiprocessors: int
+    clock: float
+    "Hertz."
 
+    @property
+    def exps(self) -> float:
+        """Special functions (exponential, reciprocal) a second: 16 lanes a clock (compute capability 8.0 to 10.0)."""
+        return 16 * self.multiprocessors * self.clock
 
-def _device(name: str, bytes_: float, flops: float, multiprocessors: int, clock: float) -> Device:
-    """16 special-function lanes and 4 warp instructions a clock and multiprocessor (compute capability 8.0 to 10.0)."""
-    return Device(name, bytes_, flops, 16 * multiprocessors * clock, 4 * multiprocessors * clock)
+    @property
+    def slots(self) -> float:
+        """Warp instructions issued a second: 4 schedulers a multiprocessor."""
+        return 4 * self.multiprocessors * self.clock
 
 
 DEVICES = {
-    "H200": _device("H200", 4.3e12, 790e12, 132, 1.98e9),  # memory and products as measured on one; others nominal
-    "H100": _device("H100", 3.0e12, 790e12, 132, 1.98e9),
-    "A100": _device("A100", 1.75e12, 270e12, 108, 1.41e9),
-    "B200": _device("B200", 7.0e12, 1800e12, 148, 1.9e9),
+    device.name: device
+    for device in (
+        Device("H200", "sm_90", 4.3e12, 790e12, 132, 1.98e9),  # memory and products as measured on one
+        Device("H100", "sm_90", 3.0e12, 790e12, 132, 1.98e9),
+        Device("A100", "sm_80", 1.75e12, 270e12, 108, 1.41e9),
+        Device("B200", "sm_100", 7.0e12, 1800e12, 148, 1.9e9),
+    )
 }
 "Nominal figures of the vendor's data sheets at about 90 % (memory, products) unless said otherwise."
 
@@ -56,6 +69,10 @@ class Work:
     def __add__(self, other: "Work") -> "Work":
         """Two calls one after the other, as one perfectly overlapped."""
         return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def with_slots(self, slots: float) -> "Work":
+        """The same work in code that issues so many warp instructions."""
+        return dataclasses.replace(self, slots=slots)
 
     def times(self, count: float) -> "Work":
         """The same call `count` times."""
@@ -77,18 +94,47 @@ def scan_work(case: ScanCase, direction: str, itemsize: int = 2) -> Work:
     tokens = case.batch * case.windows.num_tokens
     channels = tokens * case.width
     maps = 2 * tokens * case.states
-    slots = SCAN_SLOTS[direction] * channels * case.states / 16
     if direction == "forward":  # x, dt, B, C in; y out
-        return Work((3 * channels + maps) * itemsize, 7 * channels * case.states, channels * case.states, slots)
+        return Work((3 * channels + maps) * itemsize, 7 * channels * case.states, channels * case.states)
     # dy and twice x, dt, B, C in; dx, ddt out; float32 scratch p out and in; dB, dC in float32 a tile of 72 channels
     tiles = -(-case.width // 72)
     moved = (2 * 3 * channels + 2 * maps + 2 * channels) * itemsize + 8 * channels + 4 * maps * tiles
-    return Work(moved, 20 * channels * case.states, 2 * channels * case.states, slots)
+    return Work(moved, 20 * channels * case.states, 2 * channels * case.states)
 
 
 def conv_work(case: ConvCase, direction: str, itemsize: int = 2) -> Work:
     """Work of a convolution with SiLU."""
     values = case.batch * case.windows.num_tokens * case.width
     if direction == "forward":
-        return Work(2 * values * itemsize, 2 * case.taps * values, 2 * values, 25.3 / 32 * values)
-    return Work(3 * values * itemsize, 6 * case.taps * values, 2 * values, 75.5 / 32 * values)
+        return Work(2 * values * itemsize, 2 * case.taps * values, 2 * values)
+    return Work(3 * values * itemsize, 6 * case.taps * values, 2 * values)
+
+
+def mask_work(units: int, clips: int) -> Work:
+    """Work of writing a mask: a byte a unit. Keys are hashed in integers, which only issue slots count."""
+    return Work(units * clips)
+
+
+def embed_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS) -> Work:
+    """Work of the embedding forward (codes of seen tokens in, tokens out) or backward (codes and gradients in)."""
+    tokens, values = case.batch * math.prod(case.grid), math.prod(case.patch)
+    seen = tokens * (1 - case.ratio)
+    codes = case.batch * voxels * (case.frames * (1 - case.ratio) + 4) + 4 * math.prod(case.image)
+    return Work(codes + tokens * case.width * itemsize, 2 * seen * values * case.width)
+
+
+def loss_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS) -> Work:
+    """Work of the loss with its gradients: the hidden tokens' features and codes, twice; their gradient out."""
+    tokens, values = case.batch * math.prod(case.grid), math.prod(case.patch)
+    hidden = tokens * case.ratio
+    codes = case.batch * voxels * (case.frames * case.ratio + 4) + 4 * math.prod(case.image)
+    moved = 2 * codes + (2 * hidden + tokens) * case.width * itemsize
+    return Work(moved, 4 * 2 * hidden * values * case.width)
+
+
+def strd_work(case: StrdCase, itemsize: int = 2) -> Work:
+    """Work of the redundancy scores: attention made twice."""
+    windows, window, width, *_ = case
+    length = math.prod(window)
+    pairs = windows * length * length
+    return Work(windows * length * (width + 1) * itemsize, 2 * 2 * pairs * width, 2 * pairs)

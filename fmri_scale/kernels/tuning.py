@@ -1,22 +1,30 @@
 """Launch parameters from tables that are checked in, one JSON a GPU architecture; nothing is tuned while training.
 
-Ranks must launch the same code on the same step, and a first step must not stall, so there is no autotuning. A table
-lists, per kernel, rules tried from the top: the first one whose `windows_at_least` is met by the launch gives the
-channels a program may own, how many tokens are unrolled and the warps of a program. `python -m
-fmri_scale.kernels.tune` writes the tables, from instruction counts or, on a GPU, from times; `basis` says which.
+Ranks must launch the same code on the same step, and a first step must not stall, so there is no autotuning. For the
+scan a table lists rules, tried from the top: the first one whose `channel_windows_at_least` is met by the launch's
+width times windows (of all clips) gives the channels a program may own, how many tokens are unrolled and the warps of
+a program. For the convolution it gives the channels, the slots that are walked one after the other and the values of
+a thread. `python -m fmri_scale.kernels.tune` writes the tables, from machine code or, on a GPU, from times; `basis`
+says which. An architecture without a table takes the one of its nearest relative, and a warning says so once.
 """
 
+import contextlib
 import functools
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fmri_scale.log import get_logger
+
 TABLES = Path(__file__).parent / "tables"
 DEFAULT = "sm_90"
-"The table for architectures that have none."
+"The table where there is no GPU (interpreter, compilation), and for GPUs of another make."
 _pretended: list[str] = []
+_override: list[dict] = []
 
 
 @dataclass(frozen=True)
@@ -108,11 +116,42 @@ def split(width: int, channels: int) -> tuple[int, int]:
     return min(pairs, key=lambda pair: (programs[pair] * sum(pair), programs[pair], pair[1] > 0))
 
 
-@functools.lru_cache(maxsize=8)
 def table(arch: str) -> dict:
-    """Read the table of an architecture, or the default's."""
-    path = TABLES / f"{arch}.json"
-    return json.loads((path if path.exists() else TABLES / f"{DEFAULT}.json").read_text())
+    """Read the table of an architecture, or of its nearest relative."""
+    return _override[-1] if _override else _read(arch)
+
+
+@contextlib.contextmanager
+def override(entries: dict) -> Iterator[None]:
+    """Launch by these entries inside, whatever the table says of those kernels: for the tuner and for tests."""
+    _override.append({**table(DEFAULT), **entries})
+    try:
+        yield
+    finally:
+        _override.pop()
+
+
+@functools.lru_cache(maxsize=8)
+def _read(arch: str) -> dict:
+    known = sorted(path.stem for path in TABLES.glob("*.json"))
+    chosen = arch if arch in known else nearest(arch, known)
+    if chosen != arch:
+        get_logger(__name__).warning(
+            "kernels: no launch table for %s, using that of %s: results are right, speed is untuned; on such a GPU "
+            "`python -m fmri_scale.kernels.tune --arch %s --measure` writes one",
+            *(arch, chosen, arch),
+        )
+    return json.loads((TABLES / f"{chosen}.json").read_text())
+
+
+def nearest(arch: str, known: list[str]) -> str:
+    """The newest known NVIDIA architecture no newer than `arch`, else the oldest; the default for another make."""
+    number = re.fullmatch(r"sm_(\d+)", arch)
+    if number is None:
+        return DEFAULT
+    ordered = sorted(known, key=lambda name: int(name[3:]))
+    older = [name for name in ordered if int(name[3:]) <= int(number[1])]
+    return older[-1] if older else ordered[0]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,7 +1,8 @@
 """Every kernel compiles for every architecture without a GPU: no spills, within shared memory, within its budget.
 
-A budget is a bound on machine instructions, a performance test that needs no device: what a change adds to an inner
-loop shows here. The counts are those of Triton 3.9; 3.6 gives the same within 3 %.
+A budget bounds the warp instructions that a token costs, a performance test that needs no device: what a change adds
+to an inner loop shows here. Budgets are what Triton 3.9 gives and 3 %; 3.6 gives the same within 3 %. All kernels at
+all widths for all architectures are in benchmarks/static.py; here are the first and the last stage.
 """
 
 import os
@@ -11,17 +12,75 @@ import torch
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
+pytest.importorskip("triton")
 
 from fmri_scale.kernels import Windows, aot
 from fmri_scale.kernels.conv import triton as conv
-from fmri_scale.kernels.mask import triton as mask
+from fmri_scale.kernels.launches import launches, slots
 from fmri_scale.kernels.scan import triton as scan
 
-WIDTHS = (72, 144, 288, 576)
 WINDOWS = Windows((8, 8, 8, 20), (4, 4, 4, 4), (2, 2, 2, 2))
-LAST = Windows((2, 2, 2, 20), (2, 2, 2, 4))
-SCAN_SLOTS = {"sm_80": (330, 1190), "sm_90": (335, 1215), "sm_100": (330, 1130)}
-"Warp instructions a token of 72 channels and 16 states, forward and backward."
+MANY = 1024
+"Clips, so many that the tables choose the widest tile."
+BUDGETS = {
+    "scan_forward": {"sm_80": 328, "sm_90": 332, "sm_100": 328, "gfx942": 203},
+    "scan_backward": {"sm_80": 1170, "sm_90": 1205, "sm_100": 1096, "gfx942": 722},
+    "conv_forward": {"sm_80": 64, "sm_90": 64, "sm_100": 58, "gfx942": 71},
+    "conv_backward": {"sm_80": 169, "sm_90": 176, "sm_100": 156, "gfx942": 158},
+    "unit_mask": {"sm_90": 8.8},
+    "embed": {"sm_80": 511, "sm_90": 516, "sm_100": 499},
+    "embed_weight": {"sm_80": 687, "sm_90": 693, "sm_100": 674},
+    "embed_mask_token": {"sm_80": 64, "sm_90": 65, "sm_100": 63},
+    "loss_count": {"sm_80": 10.0, "sm_90": 10.5, "sm_100": 10.5},
+    "loss_feature": {"sm_80": 449, "sm_90": 452, "sm_100": 550},
+    "loss_head": {"sm_80": 472, "sm_90": 489, "sm_100": 612},
+    "strd": {"sm_80": 795, "sm_90": 776, "sm_100": 762},
+}
+"""Warp instructions (AMD: of 64 lanes) a token, of 72 channels and 16 states for scan and conv, of 36 for the others;
+a hidden token for the loss, a unit for the mask. mamba_ssm's scan needs 907 forward and 2,484 backward on sm_90."""
+TARGETS = [(arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "strd")]
+TARGETS += [(arch, op) for arch in ("sm_90", "sm_100") for op in ("embed", "loss")]
+TARGETS += [("sm_90", "mask"), ("gfx942", "scan"), ("gfx942", "conv")]
+SHAPES = {"mask": "token", "embed": "window", "loss": "window"}
+
+
+def compile_launches(arch, op, stages, dtype=torch.bfloat16, batch=MANY):
+    """Kernels of an operation with their launches; nothing spills, everything fits."""
+    found = []
+    for launch in launches(op, batch, dtype):
+        if launch.stage in stages:
+            with aot.compiled(arch) as entries:
+                launch.call()
+            found += [(entry, launch) for entry in entries]
+    assert found
+    for entry, _ in found:
+        check(entry)
+    return found
+
+
+def check(entry):
+    """What holds for every kernel; two programs must fit on a multiprocessor."""
+    assert entry.spilled == 0, f"{entry.name} spills {entry.spilled} bytes on {entry.arch}: {entry.constants}"
+    assert entry.shared <= aot.SHARED_LIMIT[entry.arch] // 2, f"{entry.name}: {entry.shared} bytes shared"
+
+
+@pytest.mark.parametrize(("arch", "op"), TARGETS)
+def test_kernels_stay_within_their_budgets(arch, op):
+    for entry, launch in compile_launches(arch, op, [SHAPES.get(op, "s1")]):
+        tokens_of_72 = 72 / launch.width if op in ("scan", "conv") else 1.0
+        spent = slots(entry, launch)[1] * tokens_of_72
+        budget = BUDGETS[entry.name.removesuffix("_kernel")][arch]
+        assert budget * 0.85 < spent <= budget, f"{entry.name} on {arch}: {spent:.1f} instructions a token"
+
+
+def test_last_stage_stays_within_the_same_budget():
+    for entry, launch in compile_launches("sm_90", "scan", ["s4"]):
+        assert slots(entry, launch)[1] * 72 / launch.width <= BUDGETS[entry.name.removesuffix("_kernel")]["sm_90"]
+
+
+@pytest.mark.parametrize("op", ["embed", "loss"])
+def test_products_in_float32_do_not_spill(op):
+    compile_launches("sm_80", op, ["window"], torch.float32, batch=8)
 
 
 def meta(*shape, dtype=torch.bfloat16):
@@ -29,92 +88,39 @@ def meta(*shape, dtype=torch.bfloat16):
     return torch.empty(*shape, dtype=dtype, device="meta")
 
 
-def scan_arguments(width, windows=WINDOWS, states=16, dtype=torch.bfloat16, h0=False, reverse=False):
-    """Inputs as the model makes them: x beside z, B and C beside dt's projection."""
-    tokens = windows.num_tokens
-    x = meta(2, tokens, 2 * width, dtype=dtype)[..., :width]
-    maps = meta(2, tokens, 3 + 2 * states, dtype=dtype)
-    parameters = (meta(width, states, dtype=torch.float32), meta(width, dtype=torch.float32))
-    start = meta(width, states, dtype=torch.float32) if h0 else None
-    B, C = maps[..., 3 : 3 + states], maps[..., 3 + states :]
-    return (x, meta(2, tokens, width, dtype=dtype), parameters[0], B, C, parameters[1], windows, start, reverse)
-
-
-def check(entries):
-    """Assert what holds for every kernel; return them."""
-    assert entries
-    for entry in entries:
-        assert entry.spilled == 0, f"{entry.name} spills {entry.spilled} bytes on {entry.arch}: {entry.constants}"
-        assert entry.shared <= aot.SHARED_LIMIT[entry.arch], f"{entry.name}: {entry.shared} bytes shared"
-    return entries
-
-
-@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_scan_stays_within_its_budget(arch, width):
-    arguments = scan_arguments(width, LAST if width == 576 else WINDOWS)
-    with aot.compiled(arch) as found:
-        scan.forward(*arguments)
-        scan.backward(meta(*arguments[1].shape), *arguments)
-    forward, backward = check(found)
-    for entry, budget in ((forward, SCAN_SLOTS[arch][0]), (backward, SCAN_SLOTS[arch][1])):
-        per_token = sum(loop.instructions for loop in entry.loops) / entry.constants["UNROLL"]
-        channels = entry.constants["MAIN"] + entry.constants["TAIL"]
-        assert per_token * 72 / channels <= budget, f"{entry.name} {arch}: {per_token} for {channels} channels"
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"width": 100, "h0": True},
-        {"width": 72, "reverse": True, "h0": True},
-        {"width": 72, "dtype": torch.float32},
-        {"width": 24, "states": 8},
-        {"width": 40, "states": 4},
+        {"width": 10, "h0": True},
+        {"width": 72, "reverse": True, "h0": True, "dtype": torch.float32},
+        {"width": 24, "states": 8, "batch": 1},
         {"width": 12, "states": 4},
     ],
     ids=str,
 )
 def test_scan_compiles_for_odd_shapes(options):
-    arguments = scan_arguments(**options)
+    width, states, dtype = options["width"], options.get("states", 16), options.get("dtype", torch.bfloat16)
+    shape = (options.get("batch", MANY), WINDOWS.num_tokens)
+    x, dt, maps = (meta(*shape, n, dtype=dtype) for n in (width, width, 2 * states))
+    A, D = meta(width, states, dtype=torch.float32), meta(width, dtype=torch.float32)
+    h0 = A if options.get("h0") else None
+    arguments = (x, dt, A, maps[..., :states], maps[..., states:], D, WINDOWS, h0, options.get("reverse", False))
     with aot.compiled("sm_90") as found:
         scan.forward(*arguments)
-        scan.backward(meta(*arguments[1].shape, dtype=arguments[1].dtype), *arguments)
-    assert len(check(found)) == 2
+        scan.backward(dt, *arguments)
+    assert len(found) == 2
+    for entry in found:
+        check(entry)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_scan_compiles_for_amd(width):
-    arguments = scan_arguments(width)
-    with aot.compiled("gfx942") as found:
-        scan.forward(*arguments)
-        scan.backward(meta(*arguments[1].shape), *arguments)
-    assert [entry.registers <= 256 for entry in check(found)] == [True, True]
-
-
-@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_convolution_stays_within_its_budget(arch, width):
-    windows = LAST if width == 576 else WINDOWS
-    x = meta(2, windows.num_tokens, 2 * width)[..., :width]
-    weight, bias = meta(width, 4, dtype=torch.float32), meta(width, dtype=torch.float32)
-    with aot.compiled(arch) as found:
-        conv.forward(x, weight, bias, windows, None)
-        conv.backward(meta(2, windows.num_tokens, width), x, weight, bias, windows, None)
-    for entry, extra, budget in zip(check(found), (0, 3), (33, 80), strict=True):
-        steps = entry.constants["RUN"] + extra
-        values = windows.length * (entry.constants["MAIN"] + entry.constants["TAIL"])
-        lanes = sum(loop.instructions for loop in entry.loops) * steps * 32 * entry.num_warps
-        assert lanes / values <= budget, f"{entry.name} {arch}: {lanes / values:.1f} lane instructions a value"
-
-
-@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
-def test_mask_stays_within_its_registers(arch):
-    with aot.compiled(arch) as found:
-        for units in (5, 320, 81_920):
-            ids = meta(4, dtype=torch.int64)
-            mask.unit_mask(3, ids, ids, units, units // 2)
-    assert [entry.registers <= 48 for entry in check(found)] == [True] * 3
+def test_convolution_compiles_with_a_prefix_and_odd_width():
+    x, weight, bias = meta(2, WINDOWS.num_tokens, 100), meta(100, 3), meta(100)
+    with aot.compiled("sm_90") as found:
+        conv.forward(x, weight, bias, WINDOWS, meta(2, 100))
+        conv.backward(x, x, weight, bias, WINDOWS, meta(2, 100))
+    assert len(found) == 2
+    for entry in found:
+        check(entry)
 
 
 def test_compiling_restores_the_launcher():

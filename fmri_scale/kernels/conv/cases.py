@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fmri_scale.kernels.cases import STAGES, WIDTHS, random_windows
+from fmri_scale.kernels.cases import STAGES, WIDTHS, covering, geometry_features, random_windows
 from fmri_scale.kernels.windows import Windows
 
 
@@ -39,6 +39,17 @@ def random_cases(count: int, seed: int, max_tokens: int = 4096) -> list[ConvCase
         )
         for i in range(count)
     ]
+
+
+def covering_cases(count: int, seed: int, max_tokens: int, most_taps: int) -> list[ConvCase]:
+    """Few of `count` random convolutions, of few windows, with every geometry, batch, width, taps and prefix."""
+
+    def features(case: ConvCase) -> set[str]:
+        flags = {f"batch {case.batch}", f"K{case.taps} prefix {case.has_prefix}", f"E{case.width}"}
+        return geometry_features(case.windows) | flags
+
+    drawn = [case for case in random_cases(count, seed, max_tokens) if case.taps <= most_taps]
+    return covering(drawn, features, lambda c: 2 + c.batch * c.windows.num_windows)
 
 
 def stage_cases(batch: int) -> list[ConvCase]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fmri_scale.kernels.cases import STAGES, STATES, WIDTHS, random_windows
+from fmri_scale.kernels.cases import STAGES, STATES, WIDTHS, covering, geometry_features, random_windows
 from fmri_scale.kernels.windows import Windows
 
 
@@ -43,6 +43,16 @@ def random_cases(count: int, seed: int, max_tokens: int = 4096) -> list[ScanCase
         )
         for i in range(count)
     ]
+
+
+def covering_cases(count: int, seed: int, max_tokens: int) -> list[ScanCase]:
+    """Few of `count` random scans, cheap to walk, with every geometry, batch, width, state size, direction and h0."""
+
+    def features(case: ScanCase) -> set[str]:
+        flags = {f"batch {case.batch}", f"E{case.width} h0 {case.has_h0}", f"S{case.states} reverse {case.reverse}"}
+        return geometry_features(case.windows) | flags | {f"S{case.states} E{case.width}"}
+
+    return covering(random_cases(count, seed, max_tokens), features, lambda c: 40 + c.batch * c.windows.num_tokens)
 
 
 def stage_cases(batch: int) -> list[ScanCase]:
