@@ -19,6 +19,9 @@ BLOCK_BYTES = 12 * 2**20
 MIN_KEPT = 0.5
 "Least share of a run's frames that must be left by scrubbing."
 
+MIN_FILTERED = 34
+"Fewest volumes of a run to be filtered: the filter's run-up at either end is 33."
+
 
 def clean_store(
     store: FrameStore, confounds: Confounds | None, settings: PreprocessingSettings, tr: float, name: str
@@ -50,6 +53,7 @@ def clean_store(
     keep = np.ones(store.num_frames, dtype=bool) if confounds is None else confounds.keep
     columns = None if confounds is None or not confounds.columns.shape[1] else confounds.columns
     _check(keep, columns, settings, tr, name)
+    columns = None if columns is None else _filtered(columns, settings, tr)[keep]
     width = max(1, BLOCK_BYTES // (4 * store.num_frames))
     for first in range(0, store.num_voxels, width):
         last = min(first + width, store.num_voxels)
@@ -67,29 +71,36 @@ def _check(keep: np.ndarray, columns: np.ndarray | None, settings: Preprocessing
     for cut in (settings.high_pass_hz, settings.low_pass_hz):
         if cut and cut >= 0.5 / tr:
             raise InputError(f"{name}: a filter at {cut:g} Hz is beyond the {0.5 / tr:g} Hz that TR {tr:g} s can hold")
+    if keep.size < MIN_FILTERED and (settings.high_pass_hz or settings.low_pass_hz):
+        raise InputError(f"{name}: {keep.size} volumes are too few to be filtered, {MIN_FILTERED} expected")
 
 
 def _cleaned(
     series: np.ndarray, columns: np.ndarray | None, keep: np.ndarray, settings: PreprocessingSettings, tr: float
 ) -> np.ndarray:
-    """Clean a block of series, float32 (T, v)."""
+    """Clean a block of series, float32 (T, v); columns are filtered already, and of the kept frames alone."""
     from nilearn.signal import clean  # here, because a build without cleaning needs none of it
 
     mean = series[keep].mean(axis=0, dtype=np.float64)
-    changed = clean(
-        (series - mean).astype(np.float64),
-        detrend=settings.high_pass_hz is not None,
-        standardize=None,
-        sample_mask=None if keep.all() else np.flatnonzero(keep),
-        confounds=columns,
-        filter="butterworth",
-        high_pass=settings.high_pass_hz,
-        low_pass=settings.low_pass_hz,
-        t_r=tr,
-        extrapolate=True,
-    )
+    changed = series - mean
+    if not keep.all():
+        changed = _filled(changed[keep], keep)  # a filter would smear what is scrubbed into its neighbours
+    changed = _filtered(changed, settings, tr)[keep]
+    if columns is not None:
+        changed = clean(changed, detrend=False, standardize=None, confounds=columns, filter=False)
     changed += mean
     return (changed if keep.all() else _filled(changed, keep)).astype(np.float32)
+
+
+def _filtered(series: np.ndarray, settings: PreprocessingSettings, tr: float) -> np.ndarray:
+    """Series or confounds float64 (T, v) through the filters, as nilearn's clean does, but many at a time."""
+    if settings.high_pass_hz is None and settings.low_pass_hz is None:
+        return series
+    from nilearn.signal import butterworth, clean
+
+    if settings.high_pass_hz is not None:
+        series = clean(series, detrend=True, standardize=None, filter=False)
+    return butterworth(series, 1 / tr, settings.low_pass_hz, settings.high_pass_hz, copy=True)
 
 
 def _filled(kept: np.ndarray, keep: np.ndarray) -> np.ndarray:

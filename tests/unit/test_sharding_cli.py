@@ -14,7 +14,7 @@ from sharding.cli import main
 from sharding.corpus import open_corpus
 from sharding.preprocessing import PreprocessingSettings
 from tests.helpers.images import head, save, with_header
-from tests.helpers.trees import MNI6, bids_tree, fmriprep_run
+from tests.helpers.trees import MNI6, bids_tree, confounds, fmriprep_run, put
 
 
 def patched(path: Path, offset: int, data: bytes) -> Path:
@@ -234,7 +234,9 @@ def test_dry_run_says_what_would_be_made_and_writes_nothing(tmp_path: Path, caps
 
 def test_every_option_of_preprocessing_reaches_the_corpus(tmp_path: Path) -> None:
     source, out = bids_tree(tmp_path / "study"), tmp_path / "out"
-    fmriprep_run(source, "sub-01_task-rest")
+    folder = fmriprep_run(source, "sub-01_task-rest", (MNI6,))
+    save(head(voxel_mm=10.0, volumes=40), folder, f"sub-01_task-rest_{MNI6}_desc-preproc_bold.nii.gz")
+    put(folder, "sub-01_task-rest_desc-confounds_timeseries.tsv", confounds(40))
     options = {
         "--target-tr": "1.5", "--min-frames": "5", "--negatives": "keep", "--interpolation": "continuous",
         "--time-interpolation": "linear", "--geometry": "neurostorm_legacy", "--confounds": "global_signal",
