@@ -3,13 +3,16 @@
 NCCL on GPUs, gloo on CPUs. A single process has a process group too (DeepSpeed wants one) but uses no network.
 """
 
+import contextlib
 import importlib
 import logging
 import os
+import threading
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +23,9 @@ from fmri_scale.training.folder import read_status
 from fmri_scale.training.launch import Launch
 
 _REPORTED = "fmri_scale/error"
+_ANSWER_S = 10.0
+"Seconds that rank 0's store has to answer; over a cut link torch would wait for ever."
+T = TypeVar("T")
 
 
 def device_of(launch: Launch) -> torch.device:
@@ -91,14 +97,15 @@ def announce(message: str) -> bool:
     """
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
-    store = _store()
-    try:
-        first = store.add(f"{_REPORTED}/count", 1) == 1
+
+    def tell(store: Any) -> bool:
+        first: bool = store.add(f"{_REPORTED}/count", 1) == 1
         if first:
             store.set(_REPORTED, message)
-    except RuntimeError:  # the store has gone with rank 0
-        return dist.get_rank() == 1
-    return first
+        return first
+
+    first = _ask(tell)
+    return dist.get_rank() == 1 if first is None else first
 
 
 def explain(error: RuntimeError, run_dir: Path) -> FmriScaleError | None:
@@ -110,9 +117,8 @@ def explain(error: RuntimeError, run_dir: Path) -> FmriScaleError | None:
     """
     if not dist.is_initialized() or not _is_communication(error):
         return None
-    try:
-        told = _store().get(_REPORTED).decode() if _store().check([_REPORTED]) else ""
-    except RuntimeError:
+    told = _ask(lambda store: store.get(_REPORTED).decode() if store.check([_REPORTED]) else "")
+    if told is None:
         status = read_status(run_dir)
         told = status["message"] if status.get("state") == "failed" and status.get("exit_code") == 2 else ""
     if told:
@@ -126,10 +132,20 @@ def _is_communication(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
-def _store() -> Any:
+def _ask(question: Callable[[Any], T]) -> T | None:
+    """Return what the ranks' store on rank 0 answers; None where it has gone or cannot be reached any more."""
     from torch.distributed import distributed_c10d as c10d
 
-    return c10d._get_default_store()
+    store, answers = c10d._get_default_store(), []
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):  # it has gone with rank 0
+            answers.append(question(store))
+
+    thread = threading.Thread(target=wait, name="store", daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    return answers[0] if answers else None
 
 
 def exchange(values: list[float], device: torch.device) -> list[list[float]]:
