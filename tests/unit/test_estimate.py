@@ -114,3 +114,17 @@ def test_checkpoint_counts_weights_and_moments():
     u = 4 * cost(base().model).total.parameters
     sizes = [checkpoint_bytes(base(f"engine.zero_stage={stage}")) / u for stage in range(4)]
     assert sizes == [3, 4, 4, 3]
+
+
+def test_average_of_the_weights_and_offloading_are_counted():
+    config = base("engine.zero_stage=3")
+    u = 4 * cost(config.model).total.parameters
+    plain = memory.memory(config, 4, "gpu")
+    averaged = base("engine.zero_stage=3", "optim.ema_decay=0.99")
+    assert memory.memory(averaged, 4, "gpu").optimizer - plain.optimizer == u / 4
+    assert checkpoint_bytes(averaged) - checkpoint_bytes(config) == u
+    offloaded = base("engine.zero_stage=3", "engine.offload_optimizer=cpu", "engine.offload_parameters=cpu")
+    found = memory.memory(offloaded, 4, "gpu")
+    assert (found.parameters, found.optimizer) == (0.0, 0.0)
+    assert found.peak < plain.peak
+    assert memory.memory(offloaded, 4, "cpu").peak == memory.memory(config, 4, "cpu").peak

@@ -2,8 +2,8 @@
 
 Parameters, gradients and optimizer state are fp32 at every ZeRO stage (training/ds_config.py). u is the bytes of all
 parameters, n the number of ranks. What stays: parameters u (ZeRO 3: u/n), Adam's moments 2u and, with ZeRO 1 to 3, the
-optimizer's own copy u; these two divided by n. What comes and goes: activations until the end of the forward pass;
-gradients, communication buckets and the optimizer's copies after it.
+optimizer's own copy u; these two divided by n; where wanted, an average of the weights u/n. What comes and goes:
+activations until the end of the forward pass; gradients, communication buckets and the optimizer's copies after it.
 
 On a GPU both share the same memory, so the larger counts. A CPU's C library gives back only a part of what is freed:
 the smaller counts too, by KEPT. TRANSIENT was measured with DeepSpeed 0.19.8 (61 M parameters, one and two ranks,
@@ -39,7 +39,8 @@ class Memory:
 
     Attributes
     ----------
-    parameters, optimizer : stay for the whole run.
+    parameters, optimizer : stay for the whole run; the average of the weights counts to the optimizer. What is
+        offloaded from a GPU is not there.
     gradients_and_buffers : gradients, communication buckets, copies made by the optimizer's step.
     activations : kept by the forward pass for the backward pass, with the volumes themselves.
     loader : clips read ahead, in the machine's memory (on a GPU not part of `peak`).
@@ -67,7 +68,11 @@ def memory(config: Config, world_size: int, kind: str) -> Memory:
     u = cost(config.model).total.parameters * FLOAT
     share = u / world_size
     parameters = share if stage == 3 else u
-    optimizer = 2 * u if stage == 0 else 3 * share
+    optimizer = (2 * u if stage == 0 else 3 * share) + (share if config.optim.ema_decay else 0.0)
+    if kind == "gpu" and config.engine.offload_optimizer != "none":
+        optimizer -= 3 * share
+    if kind == "gpu" and config.engine.offload_parameters != "none":
+        parameters = 0.0
     bucket = min(u, MOST_BUCKET * FLOAT)
     of_u, of_share, of_bucket = TRANSIENT[kind][stage]
     step = of_u * u + of_share * share + of_bucket * bucket
@@ -104,7 +109,7 @@ def _one_block(model: ModelConfig) -> float:
 def checkpoint_bytes(config: Config) -> float:
     """Return the bytes of a checkpoint on disk: weights, the optimizer's copy of them, two moments.
 
-    ZeRO 0 and 3 write weights once; 1 and 2 twice.
+    ZeRO 0 and 3 write weights once; 1 and 2 twice. An average of the weights is one more.
     """
-    copies = 4 if config.engine.zero_stage in (1, 2) else 3
+    copies = (4 if config.engine.zero_stage in (1, 2) else 3) + (config.optim.ema_decay > 0)
     return copies * FLOAT * cost(config.model).total.parameters
