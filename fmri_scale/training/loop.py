@@ -72,7 +72,7 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         log.debug("stopped by", exc_info=True)
         plain = _plain(error, run_dir)
         code = 1 if plain is None or isinstance(plain, LostRankError) else 2
-        message = repr(error) if plain is None else str(plain)
+        message = (trainer.watch.hung if trainer else "") or (repr(error) if plain is None else str(plain))
         status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
         if plain is None or plain is error:
             raise

@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from fmri_scale.checkpoint import consolidated_state, layout, newest
+from fmri_scale.train import read_arguments
+from fmri_scale.training import folder
 from fmri_scale.training.folder import STATUS
 from fmri_scale.training.metrics import read_metrics
 from fmri_scale.training.signals import REQUEUE
@@ -34,10 +37,10 @@ def corpus(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, corpus) -> Path:
     """Runs on two ranks: `nan_0` and `nan_2` (ZeRO stage), the names of other faults, and `changed`, resumed so."""
-    folder = tmp_path_factory.mktemp("faults")
+    made = tmp_path_factory.mktemp("faults")
 
     def job(name: str, faults: dict | None = None, **changes: object) -> dict:
-        return {"arguments": arguments(folder / name, corpus, **changes), "faults": faults or {}}
+        return {"arguments": arguments(made / name, corpus, **changes), "faults": faults or {}}
 
     saved = {"checkpoint__every_steps": 1, "checkpoint__keep_last": 9}
     jobs = [job(f"nan_{stage}", BAD, optim__steps=4, engine__zero_stage=stage, **saved) for stage in (0, 2)]
@@ -49,10 +52,10 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs.append(job("slow", {"slow": [1, 0.5]}, optim__steps=3, guard__hash_every=1, guard__straggler_ratio=1.5))
     jobs.append(job("flip", {"flip": [1, 3]}, optim__steps=5, engine__zero_stage=0, guard__hash_every=1))
     jobs.append(job("ends", {"ends_in": 124.0, "slow": [0, 0.2]}, optim__steps=500))
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    ended = run_ranks([str(folder / "jobs.json")], 2, folder, TRAINEE)
+    (made / "jobs.json").write_text(json.dumps(jobs))
+    ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE)
     assert [process.code for process in ended] == [0, 0]
-    return folder
+    return made
 
 
 def records(run_dir: Path) -> list[dict]:
@@ -181,3 +184,19 @@ def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
     stacks = [(tmp_path / "run" / "logs" / f"stacks_rank_{rank}.txt").read_text() for rank in (0, 1)]
     assert "in wait" in stacks[1]
     assert all("in train_step" in text for text in stacks)
+
+
+def test_latest_waits_for_all_ranks(tmp_path, corpus):
+    """DeepSpeed moves `latest` when rank 0 has written its own files; rank 1 is killed in the middle of one of its."""
+    items = arguments(tmp_path / "run", corpus, optim__steps=4, checkpoint__every_steps=1)
+    # ZeRO 1: rank 1 writes one file for each checkpoint
+    (tmp_path / "jobs.json").write_text(json.dumps([{"arguments": items, "faults": {"die_in_save": [1, 2]}}]))
+    ended = run_ranks([str(tmp_path / "jobs.json")], 2, tmp_path, TRAINEE)
+    assert ended[1].code == -signal.SIGKILL
+    assert ended[0].code > 0
+    assert (layout.folder(tmp_path / "run") / layout.LATEST).read_text() == "step_00000001\n"
+    (left,) = layout.leftovers(tmp_path / "run")
+    assert (left / "engine" / "mp_rank_00_model_states.pt").is_file(), "rank 0 had written its part"
+    assert newest(tmp_path / "run").step == 1
+    assert folder.find_checkpoint(read_arguments(items)).step == 1
+    assert layout.leftovers(tmp_path / "run") == []

@@ -2,15 +2,17 @@
 
 `python -m tests.helpers.trainee JOBS.json`: a list of `{"arguments": [...], "faults": {...}, "copies": [...]}`. A run
 leaves a record in its folder, `record_RANK.json`: exit code or error message, and what only a live engine can tell;
-then its folder is copied to those in `copies`.
+then its folder is copied to those in `copies`. `cut_all` lets ZeRO 3 cut even the smallest parameters.
 
 Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail,
 `stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves. `slow: [rank, s]`
 sleeps in every micro-step, `hang: [rank, micro-step]` for ever in one; `flip: [rank, step]` changes one bit of one
-weight after a step; `ends_in: s` is the time that the job has left.
+weight after a step; `ends_in: s` is the time the job has left; `die_in_save: [rank, file]` is a SIGKILL when a rank
+writes that many files. `forget: step` deletes a checkpoint before the run.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -18,7 +20,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-from fmri_scale.checkpoint import collective
+from fmri_scale.checkpoint import collective, layout
 from fmri_scale.config import Config
 from fmri_scale.errors import FmriScaleError
 from fmri_scale.train import read_arguments
@@ -58,7 +60,10 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
         engines.append(original(*arguments))
         return engines[-1]
 
-    with mock.patch.object(build, "build_engine", build_engine), faults(job.get("faults", {}), place.rank):
+    forgotten = layout.step_dir(Path(config.run_dir), job.get("faults", {}).get("forget", 0))
+    collective.on_rank_0(lambda: shutil.rmtree(forgotten, ignore_errors=True))
+    patched = mock.patch.object(build, "build_engine", build_engine)
+    with patched, cut(job.get("cut_all", False)), faults(job.get("faults", {}), place.rank):
         try:
             outcome: dict[str, Any] = {"code": loop.run(config, place, device, StopRequest())}
         except FmriScaleError as error:
@@ -71,6 +76,23 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
 
 
 @contextlib.contextmanager
+def cut(everything: bool) -> Iterator[None]:
+    """Let ZeRO 3 cut every parameter, where DeepSpeed keeps those of less than 100,000 numbers whole."""
+    from fmri_scale.training import build
+
+    original = build.deepspeed_config
+
+    def deepspeed_config(*arguments: Any) -> dict[str, Any]:
+        made = original(*arguments)
+        if everything:
+            made["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return made
+
+    with mock.patch.object(build, "deepspeed_config", deepspeed_config):
+        yield
+
+
+@contextlib.contextmanager
 def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
     """Let this rank meet the faults that are meant for it."""
     from fmri_scale.training import objective
@@ -78,12 +100,14 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
     original_call, micro_steps = objective.ClipInput.__call__, 0
     bad_rank, first, last = wanted.get("nan_volume", (-1, 0, 0))
 
-    def call(self: objective.ClipInput, batch: Any) -> tuple:
+    def call(self: objective.ClipInput, *arguments: Any) -> tuple:
         nonlocal micro_steps
         micro_steps += 1
         wait(wanted, rank, micro_steps)
-        volume, mask, brain = original_call(self, batch)
-        return volume * (math.nan if rank == bad_rank and first <= micro_steps <= last else 1.0), mask, brain
+        clips, *rest = original_call(self, *arguments)
+        if rank == bad_rank and first <= micro_steps <= last:
+            clips = clips._replace(gain=clips.gain * math.nan) if isinstance(clips, tuple) else clips * math.nan
+        return clips, *rest
 
     def save(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
@@ -92,6 +116,9 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
         stack.enter_context(mock.patch.object(objective.ClipInput, "__call__", call))
         if wanted.get("full_disk") == rank:
             stack.enter_context(mock.patch.object(torch, "save", save))
+        dying_rank, number = wanted.get("die_in_save", (-1, 0))
+        if dying_rank == rank:
+            stack.enter_context(mock.patch.object(torch, "save", dying(number)))
         if "stop_at" in wanted:
             stack.enter_context(stopping_at(wanted["stop_at"]))
         if "ends_in" in wanted:
@@ -108,6 +135,20 @@ def wait(wanted: dict[str, Any], rank: int, micro_step: int) -> None:
     slow_rank, seconds = wanted.get("slow", (-1, 0.0))
     hanging_rank, last = wanted.get("hang", (-1, 0))
     time.sleep(1e6 if (rank, micro_step) == (hanging_rank, last) else seconds if rank == slow_rank else 0.0)
+
+
+def dying(number: int) -> Callable[..., None]:
+    """Return a `torch.save` that kills this process in its `number`-th file, half written."""
+    write, count = torch.save, itertools.count(1)
+
+    def save(content: Any, path: str) -> None:
+        if next(count) < number:
+            return write(content, path)
+        Path(path).write_bytes(b"half")
+        time.sleep(1.0)  # the other ranks are done with theirs
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return save
 
 
 @contextlib.contextmanager
@@ -161,6 +202,7 @@ def facts(engine: Any, config: Config) -> dict[str, Any]:
         "timeouts_s": group_timeouts(),
         "accumulation_dtype": str(engine.get_data_types()[1]),
         "clip_grad": getattr(engine.optimizer, "clip_grad", None),
+        "whole_parameters": sum(getattr(p, "ds_persist", False) for p in engine.module.parameters()),
         "groups": [{key: group[key] for key in ("weight_decay", "betas", "eps", "lr", "lr_scale")} for group in groups],
         "adam_steps": adam_steps(engine),
         "order": build._order(engine.module, config),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmri_scale.config import DataConfig
-from fmri_scale.data import ClipStream, check_ranks
+from fmri_scale.data import ClipStream, check_ranks, preflight
 from fmri_scale.data.agreement import _notes, compare
 from fmri_scale.data.local import LocalSource
 from fmri_scale.data.reading import ClipReader, ReadFault
@@ -267,3 +267,15 @@ def test_values_that_are_not_finite_are_refused_though_their_checksum_is_right(t
     corpus = open_corpus(write_corpus(tmp_path / "corpus", [Segment(40)]))
     with pytest.raises(DataError, match=r"scale\.npy: values that are not finite"):
         next(stream(corpus, on_bad_sample="raise", retries=2))
+
+
+def test_missing_shards_are_one_line(tmp_path):
+    segments = [Segment(20, f"set{number}") for number in range(6)]
+    damaged = open_corpus(write_corpus(tmp_path / "corpus", segments, VOXELS))
+    for shard in sorted((damaged.path / "shards").iterdir()):
+        shard.unlink()
+    with pytest.raises(
+        DataError, match=r"6 of 6 shards cannot be used; restore them: .*set0-000000.tar.*; and 2 more"
+    ) as e:
+        preflight([damaged], DataConfig())
+    assert "\n" not in str(e.value)

@@ -30,11 +30,16 @@ class HangWatch:
     limit_s : 0 never ends it.
     stacks : file for the stacks.
     tell : called with a message before the end; on rank 0 it writes the status.
+
+    Attributes
+    ----------
+    message : what happened, once it has; what comes after it (a rank that is lost) is only its consequence.
     """
 
     def __init__(self, limit_s: float, stacks: Path, tell: Callable[[str], None], grace_s: float = GRACE_S) -> None:
         self._limit_s, self._path, self._tell, self._grace_s = limit_s, stacks, tell, grace_s
         self._last, self._over = time.monotonic(), threading.Event()
+        self.message = ""
         if not limit_s:
             return
         self._file = stacks.open("a")
@@ -64,10 +69,9 @@ class HangWatch:
 
     def _end(self, late: float) -> None:
         faulthandler.dump_traceback(self._file, all_threads=True)
-        message = (
-            f"no step for {late:.0f} s (guard.hang_s={self._limit_s:g}); stacks of all ranks are in {self._path.parent}"
-        )
-        log.error("%s", message)
-        self._tell(message)
+        folder = self._path.parent
+        self.message = f"no step for {late:.0f} s (guard.hang_s={self._limit_s:g}); stacks of all ranks are in {folder}"
+        log.error("%s", self.message)
+        self._tell(self.message)
         if not self._over.wait(self._grace_s):
             os._exit(LOST)

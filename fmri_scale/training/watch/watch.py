@@ -81,6 +81,11 @@ class Watch:
         """Return what a checkpoint keeps."""
         return self._spikes.state()
 
+    @property
+    def hung(self) -> str:
+        """What is known of a hang that is about to end the run; empty without one."""
+        return self._hang.message
+
     def close(self) -> None:
         """Watch no longer."""
         self._hang.close()

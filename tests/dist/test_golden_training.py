@@ -1,0 +1,53 @@
+"""Training today is training as recorded: the same losses, and a checkpoint of then loads and goes on."""
+
+import json
+import shutil
+
+import pytest
+
+from fmri_scale.checkpoint import newest, read_config
+from fmri_scale.training.metrics import read_metrics
+from tests.helpers.golden_training import RECORD, RUN, SAVED, STEPS, TRAINEE, golden_arguments, sums
+from tests.helpers.spawn import run_ranks
+from tests.helpers.tiny_training import write_tiny_corpus
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return json.loads(RECORD.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One rank, ZeRO 1: `whole` anew, and `half`, which goes on from the recorded checkpoint of two ranks, ZeRO 3."""
+    folder = tmp_path_factory.mktemp("golden")
+    corpus = write_tiny_corpus(folder / "corpus")
+    shutil.copytree(RUN, folder / "half")
+    jobs = [{"arguments": golden_arguments(folder / name, corpus)} for name in ("whole", "half")]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    assert [p.code for p in run_ranks([str(folder / "jobs.json")], 1, folder, TRAINEE)] == [0]
+    return folder
+
+
+def test_losses_are_those_of_the_record(runs, record):
+    rows = read_metrics(runs / "whole")
+    assert [row["step"] for row in rows] == [row["step"] for row in record["rows"]]
+    for key, loose in (("loss", 1e-4), ("grad_norm", 1e-3)):
+        assert [row[key] for row in rows] == pytest.approx([row[key] for row in record["rows"]], rel=loose)
+
+
+def test_old_checkpoint_still_loads(record):
+    assert newest(RUN).step == SAVED
+    assert read_config(newest(RUN).path).model.embed_dim == 4
+    assert sums(RUN, averaged=False) == pytest.approx(record["weights"], abs=1e-9)
+    assert sums(RUN, averaged=True) == pytest.approx(record["average"], abs=1e-9)
+
+
+def test_old_checkpoint_goes_on(runs, record):
+    rows = read_metrics(runs / "half")
+    assert [row["step"] for row in rows] == list(range(SAVED + 1, STEPS + 1))
+    wanted = [row["loss"] for row in record["rows"][SAVED:]]
+    assert [row["loss"] for row in rows] == pytest.approx(wanted, rel=1e-4)
+    assert newest(runs / "half").step == STEPS
