@@ -34,7 +34,15 @@ def run_dir(tmp_path):
     save_config(load_config([], ["optim.lr=0.25", f"run_dir={folder}", "log.wandb=off"]), folder / "config.yaml")
     metrics = MetricsFile(folder, 0)
     for step in range(1, 13):
-        metrics.write(row(step, time_read_s=0.01 * step, **({"val_loss": 1.0} if step == 12 else {})))
+        metrics.write(
+            row(
+                step,
+                time_read_s=0.01 * step,
+                novel=1.0 * step,
+                slowest_rank=1,
+                **({"val_loss": 1.0} if step == 12 else {}),
+            )
+        )
     metrics.write(row(13, loss=math.nan))
     metrics.close()
     with (folder / "metrics.jsonl").open("a") as file:
@@ -118,7 +126,9 @@ def test_no_plot_is_empty(run_dir):
     rows = gather.gather(run_dir).rows
     drawn = dict(figures.draw_all(rows))
     assert "Loss" in drawn
-    assert "time_read_s" in drawn  # a number that no panel knows
+    assert "Phases of a step" in drawn
+    assert "novel" in drawn  # a number that no panel knows
+    assert "slowest_rank" not in drawn  # which one, not how much
     assert "MFU" not in drawn  # never a finite value
     assert "clip_hash" not in drawn
     for title, svg in drawn.items():

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from fmri_scale.training.phases import PHASES
+
 MOST_POINTS = 1000
-UNPLOTTED = ("step", "clips")
-"Numbers that say where a row is rather than how the run was."
+UNPLOTTED = ("step", "clips", "slowest_rank")
+"Numbers that say where a row is, or which rank, rather than how the run was."
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ PANELS = (
     Panel("Gradient norm", ("grad_norm",), "global norm before clipping", log=True),
     Panel("Throughput", ("frames_per_s",), "frames per second, all ranks"),
     Panel("Step time", ("step_s",), "seconds per optimizer step"),
+    Panel("Phases of a step", tuple(f"time_{name}_s" for name in PHASES), "seconds of a step, rank 0", top=1e-3),
+    Panel("Slowest rank", ("slowest_ratio",), "its own time over the median of the others", top=2.0),
     Panel("Data wait", ("data_wait_fraction",), "fraction of the step, slowest rank", top=0.01),
     Panel("Model FLOPs", ("model_tflops_per_rank",), "TFLOP/s per rank"),
     Panel("MFU", ("mfu",), "fraction of the peak of dense bf16"),
     Panel("Memory", ("peak_memory_gb",), "peak so far, GB (1e9 bytes), rank 0"),
     Panel("Masked", ("masked_fraction", "masked_fraction_brain"), "fraction of tokens hidden"),
-    Panel("Bad steps and clips", ("skipped_steps", "substituted_clips"), "count so far", top=1.0),
+    Panel("Bad steps, clips, spikes", ("skipped_steps", "substituted_clips", "loss_spikes"), "count so far", top=1.0),
     Panel("Epoch", ("epoch",), "passes over the data"),
 )
 

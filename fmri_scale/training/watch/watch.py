@@ -8,10 +8,13 @@ from typing import Any
 from torch import nn
 
 from fmri_scale.config import GuardConfig
+from fmri_scale.log import get_logger
 from fmri_scale.training.watch import divergence, stragglers
 from fmri_scale.training.watch.hang import HangWatch
 from fmri_scale.training.watch.job_end import JobEnd, end_time
 from fmri_scale.training.watch.spikes import LossSpikes
+
+log = get_logger(__name__)
 
 
 class Watch:
@@ -75,7 +78,10 @@ class Watch:
 
     def request(self) -> int:
         """Return the signal that the job's end amounts to, 0 while there is time."""
-        return signal.SIGUSR1 if self._end.is_near(self._step_s) else 0
+        if not self._end.is_near(self._step_s):
+            return 0
+        log.warning("the job ends soon (guard.end_margin_s=%g): saving and stopping", self._config.end_margin_s)
+        return signal.SIGUSR1
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
