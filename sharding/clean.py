@@ -30,10 +30,11 @@ class Cleaner:
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """Mend frames float32 (F, voxels) in place; they follow those of the call before."""
-        finite = np.isfinite(frames)
-        if finite.all():
+        # A sum is finite only where all values are; where it overflows, the values are looked at one by one.
+        if np.isfinite(np.add.reduce(frames, axis=None)):
             self._never[:] = False
         else:
+            finite = np.isfinite(frames)
             for frame, good in zip(frames, finite, strict=True):
                 frame[~good] = self._last[~good]
                 self._last = frame

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharding.quantise import VoxelMoments
-from sharding.store import FrameStore
+from sharding.store import CHUNK_FRAMES, Frames, chunks
+
+SAMPLED_VOXELS = 32768
+"Voxels of the brain, evenly spread, by which change from frame to frame is judged."
+
+BLOCK_VOXELS = 4096
+"Voxels looked at together: few enough to stay in cache."
 
 CENTRED_FRACTION = 0.05
 "Share of negative values in the brain above which a run counts as centred about 0 (demeaned or z-scored)."
@@ -29,22 +35,37 @@ class RunMoments:
     tsnr_median: float
     "Median over the brain of a voxel's mean over its sd."
     dvars_median: float
-    "Median over frames of the root mean square change from the frame before, over the brain, in per cent of mean."
+    """Median over frames of the root mean square change from the frame before, over an even sample of the brain, in
+    per cent of mean."""
     negative_fraction: float
     "Of the values in the brain, before clipping."
     constant_fraction: float
     "Of the stored voxels."
     zero_frames: int
     "Frames that are 0 throughout."
+    lowest: float
+    "Smallest stored value before clipping, or 0."
 
 
 class MomentSums:
-    """First look at a run: does it have negatives? Then its moments."""
+    """First look at a run: does it have negatives? Then its moments.
 
-    def __init__(self, store: FrameStore, brain: np.ndarray) -> None:
+    Parameters
+    ----------
+    store
+        Of T frames and V voxels.
+    brain
+        bool (V,): the voxels over which the run's own statistics are taken.
+    """
+
+    def __init__(self, store: Frames, brain: np.ndarray) -> None:
         self._store, self._brain = store, brain
-        negatives = sum(int(np.count_nonzero((chunk < 0) & brain)) for chunk in store.chunks() if chunk.min() < 0)
-        self.negative_fraction = negatives / max(1, store.num_frames * int(brain.sum()))
+        sampled = np.flatnonzero(brain)
+        self._sampled = sampled[:: max(1, sampled.size // SAMPLED_VOXELS)]
+        self._negatives, self.lowest = 0, 0.0
+        # Most runs with negatives are clipped, so that look is the one that is taken on trust.
+        self._clipped = self._pass(clip=True)
+        self.negative_fraction = self._negatives / max(1, store.num_frames * int(brain.sum()))
 
     @property
     def centred(self) -> bool:
@@ -53,7 +74,8 @@ class MomentSums:
 
     def take(self, clip_negatives: bool) -> RunMoments:
         """Moments of the run, with negatives set to 0 or left."""
-        voxels, change, zero_frames = self._pass(clip_negatives)
+        as_clipped = clip_negatives or self.lowest >= 0
+        voxels, change, zero_frames = self._clipped if as_clipped else self._pass(clip=False)
         brain = self._brain
         mean = float(voxels.mean[brain].mean())
         sd = float(np.sqrt(np.mean(voxels.sd[brain] ** 2 + (voxels.mean[brain] - mean) ** 2)))
@@ -69,6 +91,7 @@ class MomentSums:
             negative_fraction=self.negative_fraction,
             constant_fraction=float(np.mean(voxels.high == voxels.low)),
             zero_frames=zero_frames,
+            lowest=self.lowest,
         )
 
     def _pass(self, clip: bool) -> tuple[VoxelMoments, list[float], int]:
@@ -77,20 +100,36 @@ class MomentSums:
         first = np.maximum(first, 0) if clip else first
         total, square = np.zeros(num_voxels), np.zeros(num_voxels)
         low, high = first.copy(), first.copy()
-        last, change, zero_frames = first, [], 0
-        for chunk in self._store.chunks():
-            chunk = np.maximum(chunk, 0, out=chunk) if clip else chunk
-            np.minimum(low, chunk.min(axis=0), out=low)
-            np.maximum(high, chunk.max(axis=0), out=high)
-            zero_frames += int(np.count_nonzero(~chunk.any(axis=1)))
-            steps = np.diff(np.concatenate([last[None], chunk]), axis=0)[:, self._brain]
+        last, change, zero_frames = first[self._sampled], [], 0
+        aways = np.empty((CHUNK_FRAMES, BLOCK_VOXELS), dtype=np.float32)
+        for chunk in chunks(self._store):
+            for start in range(0, num_voxels, BLOCK_VOXELS):
+                v = slice(start, start + BLOCK_VOXELS)
+                block = chunk[:, v]
+                smallest = block.min(axis=0)
+                if clip and smallest.min() < 0:
+                    self._count(block, smallest, v)
+                    np.maximum(block, 0, out=block)
+                    np.maximum(smallest, 0, out=smallest)
+                np.minimum(low[v], smallest, out=low[v])
+                np.maximum(high[v], block.max(axis=0), out=high[v])
+                away = np.subtract(
+                    block, first[v], out=aways[: len(block), : smallest.size]
+                )  # sums of differences from the first frame do not cancel
+                total[v] += away.sum(axis=0)
+                square[v] += np.square(away, out=away).sum(axis=0)
+            seen = chunk.take(self._sampled, axis=1)
+            zero_frames += sum(not chunk[t].any() for t in np.flatnonzero(~seen.any(axis=1)))
+            steps = np.diff(seen, axis=0, prepend=last[None])
             change += np.sqrt(np.mean(steps * steps, axis=1)).tolist()
-            last = chunk[-1].copy()
-            away = np.subtract(chunk, first, out=chunk)  # sums of differences from the first frame do not cancel
-            total += away.sum(axis=0)
-            square += np.square(away, out=away).sum(axis=0)
+            last = seen[-1]
         away_mean = total / num_frames
         variance = np.maximum(square / num_frames - away_mean**2, 0)
         mean = first.astype(np.float64) + away_mean
         sd = np.where(high == low, 0.0, np.sqrt(variance))
         return VoxelMoments(mean, sd, low.astype(np.float64), high.astype(np.float64)), change[1:], zero_frames
+
+    def _count(self, block: np.ndarray, smallest: np.ndarray, voxels: slice) -> None:
+        """Count the negatives of the brain in a block of frames and voxels that has some."""
+        self._negatives += int(np.count_nonzero((block < 0) & self._brain[voxels]))
+        self.lowest = min(self.lowest, float(smallest.min()))

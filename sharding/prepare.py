@@ -25,8 +25,8 @@ from sharding.read import ImageInfo, open_image, read_frames, read_volume
 from sharding.regress import clean_store
 from sharding.space import Overlap, check_overlap, claimed_space, overlap
 from sharding.spline import spline_sampler
-from sharding.store import FrameStore
-from sharding.timing import TimeResampler, repetition_time, resampled_frames
+from sharding.store import Frames, FrameStore, chunks
+from sharding.timing import TimeResampler, Upsampled, repetition_time, resampled_frames
 
 MAX_NONFINITE_VOXELS = 0.5
 "Share of the brain's voxels that may be NaN or Inf throughout (some tools write NaN outside the brain)."
@@ -87,27 +87,25 @@ def prepare_run(
 
     cleaner = Cleaner(info.num_voxels, sampler)
     found: Overlap | None = None
-    sampled = FrameStore(info.num_frames, wanted.size, scratch) if settings.cleans else None
     resampler = TimeResampler(info.num_frames, source_tr, out_tr, settings.time_interpolation)
-    store = FrameStore(resampler.num_out, wanted.size, scratch)
+    sampled = FrameStore(info.num_frames, wanted.size, scratch) if settings.cleans or resampler.grows else None
+    resampled = None if resampler.grows else FrameStore(resampler.num_out, wanted.size, scratch)
     for chunk in read_frames(info):
         chunk = cleaner(chunk)
         if found is None and cleaner.missing(brain) <= MAX_NONFINITE_VOXELS:
             found = overlap(info, frame, sampler, wanted, chunk)
             check_overlap(info, found, assume_mni)
         frames = sampler(chunk)
-        if sampled is None:
-            store.append(resampler.push(frames))
-        else:
+        if sampled is not None:
             sampled.append(frames)
+        elif resampled is not None:
+            resampled.append(resampler.push(frames))
     if found is None:
         raise InputError(f"{info.path}: {cleaner.missing(brain):.0%} of the brain's voxels are NaN or Inf throughout")
     scrubbed = 0
-    if sampled is not None:
+    if sampled is not None and settings.cleans:
         scrubbed = _clean(sampled, info, settings, source_tr, confounds_path)
-        for frames in sampled.chunks():
-            store.append(resampler.push(frames))
-        sampled.close()
+    store = _at_target_tr(sampled, resampled, resampler)
     moments, clip = _moments(info, store, brain, settings)
     unit = power_of_two_unit(moments.sd, moments.voxels.largest)
     scale, stats = voxel_scale(moments.voxels, unit, settings.range_sd)
@@ -189,6 +187,18 @@ def _clean(
     return clean_store(store, found, settings, tr, str(info.path))
 
 
+def _at_target_tr(sampled: FrameStore | None, resampled: FrameStore | None, resampler: TimeResampler) -> Frames:
+    """The run at its target TR: as it was filled, or from frames at the source's TR."""
+    if sampled is not None and resampled is not None:
+        for frames in chunks(sampled):
+            resampled.append(resampler.push(frames))
+        sampled.close()
+    if resampled is not None:
+        return resampled
+    assert sampled is not None
+    return Upsampled(sampled, resampler)
+
+
 def _statistics_voxels(
     info: ImageInfo,
     sampler: Sampler,
@@ -215,7 +225,7 @@ def _statistics_voxels(
 
 
 def _moments(
-    info: ImageInfo, store: FrameStore, brain: np.ndarray, settings: PreprocessingSettings
+    info: ImageInfo, store: Frames, brain: np.ndarray, settings: PreprocessingSettings
 ) -> tuple[RunMoments, bool]:
     """Moments of the stored series, and whether negatives are clipped."""
     sums = MomentSums(store, brain)

@@ -13,7 +13,7 @@ from sharding.moments import RunMoments
 from sharding.quantise import encode
 from sharding.read import ImageInfo
 from sharding.space import Overlap
-from sharding.store import FrameStore
+from sharding.store import Frames
 
 ENCODE_FRAMES = 16
 "Frames encoded at a time: the arithmetic needs several float32 copies of them."
@@ -48,7 +48,7 @@ class PreparedRun:
     "Frames of the image that were filled in from their neighbours."
     mask_dice: float | None
     "Overlap of the run's own brain mask with the MNI brain (Dice, on the stored voxels); None where it has none."
-    store: FrameStore
+    store: Frames
     round_trip: RoundTrip
     "How well codes keep the series, of the segments encoded so far."
     clipped: int = field(default=0)
@@ -82,16 +82,15 @@ class PreparedRun:
     def frames(self, start: int, stop: int) -> np.ndarray:
         """Signal before quantisation, float32 (stop - start, V)."""
         frames = self.store.read(start, stop)
-        return np.maximum(frames, 0, out=frames) if self.clip_negatives else frames
+        return np.maximum(frames, 0, out=frames) if self.clip_negatives and self.moments.lowest < 0 else frames
 
-    def segment(self, start: int, stop: int) -> np.ndarray:
-        """Codes of frames start to stop, int8 (stop - start, V)."""
-        codes = np.empty((stop - start, self.store.num_voxels), dtype=np.int8)
+    def segment(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Codes of frames start to stop, int8 (stop - start, V) (into `out`, where given)."""
+        codes = np.empty((stop - start, self.store.num_voxels), dtype=np.int8) if out is None else out
         for first in range(start, stop, ENCODE_FRAMES):
             last = min(first + ENCODE_FRAMES, stop)
             frames, some = self.frames(first, last), codes[first - start : last - start]
-            some[:], clipped = encode(frames, self.scale, self.unit)
-            self.clipped += clipped
+            self.clipped += encode(frames, self.scale, self.unit, some)[1]
             self.round_trip.add(frames, some)
         return codes
 

@@ -11,6 +11,9 @@ import numpy as np
 
 CODE_MAX = 127
 
+BLOCK_VOXELS = 4096
+"Voxels encoded together: few enough to stay in cache."
+
 LARGEST_OFFSET = 2.0**14
 "Largest offset in units; float16 ends at 65504."
 
@@ -77,7 +80,7 @@ def voxel_scale(moments: VoxelMoments, unit: float, range_sd: float) -> tuple[np
     return np.stack([offset, step]), np.stack([np.clip(shift, -60000, 60000).astype(np.float16), sd])
 
 
-def encode(frames: np.ndarray, scale: np.ndarray, unit: float) -> tuple[np.ndarray, int]:
+def encode(frames: np.ndarray, scale: np.ndarray, unit: float, out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
     """Codes of frames, and how many values had to be clipped.
 
     Parameters
@@ -86,6 +89,8 @@ def encode(frames: np.ndarray, scale: np.ndarray, unit: float) -> tuple[np.ndarr
         float32 (T, V) in the image's units.
     scale
         float16 (2, V) as from `voxel_scale`.
+    out
+        int8 (T, V) to be filled; new where None.
 
     Returns
     -------
@@ -93,10 +98,19 @@ def encode(frames: np.ndarray, scale: np.ndarray, unit: float) -> tuple[np.ndarr
     """
     offset, step = scale.astype(np.float32)
     per_step = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
-    codes = (frames * np.float32(1 / unit) - offset) * per_step
-    np.rint(codes, out=codes)
-    clipped = int(np.count_nonzero(np.abs(codes) > CODE_MAX))
-    return np.clip(codes, -CODE_MAX, CODE_MAX, out=codes).astype(np.int8), clipped
+    codes = np.empty(frames.shape, dtype=np.int8) if out is None else out
+    clipped = 0
+    for first in range(0, frames.shape[1], BLOCK_VOXELS):
+        block = slice(first, first + BLOCK_VOXELS)
+        values = frames[:, block] * np.float32(1 / unit)
+        values -= offset[block]
+        values *= per_step[block]
+        np.rint(values, out=values)
+        if max(values.max(), -values.min()) > CODE_MAX:
+            clipped += int(np.count_nonzero(np.abs(values) > CODE_MAX))
+            np.clip(values, -CODE_MAX, CODE_MAX, out=values)
+        np.copyto(codes[:, block], values, casting="unsafe")
+    return codes, clipped
 
 
 def decode(codes: np.ndarray, scale: np.ndarray, unit: float) -> np.ndarray:

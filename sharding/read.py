@@ -18,8 +18,20 @@ import numpy as np
 
 from sharding.errors import InputError, NotASeriesError
 
-CHUNK_BYTES = 48 * 2**20
+try:  # inflates twice as fast; the same bytes and checks
+    from isal import igzip as inflate
+    from isal.isal_zlib import error as inflate_error
+except ImportError:
+    import gzip as inflate  # type: ignore[no-redef]
+    from zlib import error as inflate_error  # type: ignore[assignment]
+
+DAMAGED = (gzip.BadGzipFile, zlib.error, inflate_error)
+"What a damaged gzip stream raises."
+
+CHUNK_BYTES = 24 * 2**20
 "Size of a chunk of frames as float32."
+PIECE_BYTES = 2**18
+"Read at a time: what is inflated is still in cache when it is put in its place."
 MAX_CHUNK_FRAMES = 32
 MAX_FRAME_VOXELS = 512**3
 "A header that claims more voxels in a volume is taken for damaged."
@@ -103,6 +115,8 @@ def open_image(path: str | Path) -> ImageInfo:
 def read_frames(info: ImageInfo) -> Iterator[np.ndarray]:
     """Yield all frames in order as float32 (F, voxels), voxels in file order; NaN and Inf are left in.
 
+    A chunk is good until the next is asked for: they share memory.
+
     Raises
     ------
     InputError
@@ -110,15 +124,16 @@ def read_frames(info: ImageInfo) -> Iterator[np.ndarray]:
     """
     per_chunk = max(1, min(MAX_CHUNK_FRAMES, CHUNK_BYTES // (4 * info.num_voxels)))
     frame_bytes = info.num_voxels * info.dtype.itemsize
+    raw = np.empty((min(per_chunk, info.num_frames), info.num_voxels), dtype=info.dtype)
     with readable(info.path), _stream(info.path) as stream:
         _skip(stream, info.offset)
         for start in range(0, info.num_frames, per_chunk):
             frames = min(per_chunk, info.num_frames - start)
-            data = stream.read(frames * frame_bytes)
-            if len(data) != frames * frame_bytes:
-                whole = start + len(data) // frame_bytes
+            got = _read_into(stream, raw[:frames].view(np.uint8).reshape(-1).data)
+            if got != frames * frame_bytes:
+                whole = start + got // frame_bytes
                 raise InputError(f"{info.path}: data end after {whole} of {info.num_frames} volumes; copy it again")
-            yield _scaled(np.frombuffer(data, dtype=info.dtype).reshape(frames, -1), info)
+            yield _scaled(raw[:frames], info)
         _skip(stream, None)  # gzip compares its checksum only at the end of the stream
         stat = info.path.stat()
     if (stat.st_size, stat.st_mtime_ns) != (info.size, info.mtime_ns):
@@ -163,7 +178,7 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: no such file") from error
     except EOFError as error:
         raise InputError(f"{path}: gzip stream is truncated; copy it again") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except DAMAGED as error:  # type: ignore[misc]  # isal has no types
         raise InputError(f"{path}: gzip stream is damaged ({error}); copy it again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -209,7 +224,18 @@ def _check_size(info: ImageInfo) -> None:
 
 
 def _stream(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return inflate.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
+
+
+def _read_into(stream: IO[bytes], data: memoryview) -> int:
+    """Fill `data` from a stream as far as it goes; return the bytes read."""
+    got = 0
+    while got < len(data):
+        more = stream.readinto(data[got : got + PIECE_BYTES])  # type: ignore[attr-defined]
+        if not more:
+            break
+        got += more
+    return got
 
 
 def _skip(stream: IO[bytes], num_bytes: int | None) -> None:
@@ -224,7 +250,7 @@ def _skip(stream: IO[bytes], num_bytes: int | None) -> None:
 
 def _scaled(raw: np.ndarray, info: ImageInfo) -> np.ndarray:
     if info.slope == 1 and info.inter == 0:
-        return raw.astype(np.float32)
+        return raw.astype(np.float32, copy=False)
     return (raw.astype(np.float64) * info.slope + info.inter).astype(np.float32)
 
 

@@ -24,7 +24,7 @@ from sharding.format import (
 )
 from sharding.keys import sample_key
 from sharding.prepare import PreparedRun
-from sharding.write import npy_bytes
+from sharding.write import Buffer, npy_bytes, npy_empty
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
     """A segment of a run, ready to be written."""
 
     key: str
-    members: dict[str, bytes]
+    members: dict[str, Buffer]
     facts: dict[str, Any]
     "Index columns that do not depend on the sample's place in the shard."
 
@@ -43,10 +43,11 @@ def samples_of(run: PreparedRun, source: RunSource, split: str) -> Iterator[Samp
         stop = min(start + SEGMENT_FRAMES, run.num_frames)
         key = sample_key(source, start)
         facts = _facts(run, source, split, key, start, stop - start)
-        codes = run.segment(start, stop)
+        bold, codes = npy_empty((stop - start, run.store.num_voxels), np.dtype(np.int8))
+        run.segment(start, stop, codes)
         hashes = np.array([xxhash.xxh3_64_intdigest(frame.data) for frame in codes], dtype=np.uint64)
-        members = {
-            BOLD_SUFFIX: npy_bytes(codes),
+        members: dict[str, Buffer] = {
+            BOLD_SUFFIX: bold,
             FRAME_HASH_SUFFIX: npy_bytes(hashes),
             JSON_SUFFIX: _json(run, source, facts),
             SCALE_SUFFIX: npy_bytes(run.scale),

@@ -7,7 +7,7 @@ name (it goes with the process, however that ends) and is read with plain reads,
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -32,59 +32,115 @@ class FrameStore:
     def __init__(self, num_frames: int, num_voxels: int, scratch: Path | None = None) -> None:
         self.num_frames, self.num_voxels = num_frames, num_voxels
         self._filled = 0
-        self._memory: np.ndarray | None = None
+        in_memory = min(num_frames, MEMORY_BYTES // (4 * num_voxels))
+        self._memory = _memory(in_memory * num_voxels).reshape(in_memory, num_voxels)
+        "The first frames; what follows is in the file."
         self._file: IO[bytes] | None = None
-        if 4 * num_frames * num_voxels <= MEMORY_BYTES:
-            self._memory = np.empty((num_frames, num_voxels), dtype=np.float32)
-        else:
-            self._file = tempfile.TemporaryFile(dir=scratch, prefix="frames-")  # noqa: SIM115 - closed by close()
+        if in_memory < num_frames:
+            self._file = tempfile.TemporaryFile(dir=scratch, prefix="frames-", buffering=0)  # noqa: SIM115 - by close()
 
     def append(self, frames: np.ndarray) -> None:
         """Add float32 (F, V) after those there."""
-        if self._memory is not None:
-            self._memory[self._filled : self._filled + len(frames)] = frames
-        elif self._file is not None:
-            self._file.write(np.ascontiguousarray(frames, dtype=np.float32).data)
+        kept = self._memory[self._filled : self._filled + len(frames)]
+        kept[:] = frames[: len(kept)]
+        if self._file is not None and len(kept) < len(frames):
+            _write_all(self._file, np.ascontiguousarray(frames[len(kept) :], dtype=np.float32))
         self._filled += len(frames)
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Frames start to stop, float32 (stop - start, V), as a copy."""
-        if self._memory is not None:
-            return self._memory[start:stop].copy()
-        assert self._file is not None, "store is closed"
-        self._file.seek(4 * start * self.num_voxels)
-        data = self._file.read(4 * (stop - start) * self.num_voxels)
-        return np.frombuffer(bytearray(data), dtype=np.float32).reshape(stop - start, self.num_voxels)
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
+        frames = np.empty((stop - start, self.num_voxels), dtype=np.float32) if out is None else out
+        kept = self._memory[start:stop]
+        frames[: len(kept)] = kept
+        if len(kept) < len(frames):
+            self._seek(max(start, len(self._memory)), 0)
+            _read_all(self._file, frames[len(kept) :])
+        return frames
+
+    def frame(self, number: int) -> np.ndarray:
+        """One frame, float32 (V,), not to be written to."""
+        return self._memory[number] if number < len(self._memory) else self.read(number, number + 1)[0]
 
     def read_voxels(self, first: int, last: int) -> np.ndarray:
         """Series of voxels first to last, float32 (T, last - first), as a copy."""
-        if self._memory is not None:
-            return self._memory[:, first:last].copy()
-        assert self._file is not None, "store is closed"
         series = np.empty((self.num_frames, last - first), dtype=np.float32)
-        for frame, row in enumerate(series):
-            self._file.seek(4 * (frame * self.num_voxels + first))
-            row[:] = np.frombuffer(self._file.read(row.nbytes), dtype=np.float32)
+        kept = len(self._memory)
+        series[:kept] = self._memory[:, first:last]
+        for frame, row in enumerate(series[kept:], start=kept):
+            self._seek(frame, first)
+            _read_all(self._file, row)
         return series
 
     def write_voxels(self, first: int, series: np.ndarray) -> None:
         """Replace the series of voxels from `first` on by float32 (T, v)."""
-        if self._memory is not None:
-            self._memory[:, first : first + series.shape[1]] = series
-            return
-        assert self._file is not None, "store is closed"
-        for frame, row in enumerate(np.ascontiguousarray(series, dtype=np.float32)):
-            self._file.seek(4 * (frame * self.num_voxels + first))
-            self._file.write(row.data)
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """All frames in order, in chunks of CHUNK_FRAMES."""
-        for start in range(0, self.num_frames, CHUNK_FRAMES):
-            yield self.read(start, min(start + CHUNK_FRAMES, self.num_frames))
+        kept = len(self._memory)
+        self._memory[:, first : first + series.shape[1]] = series[:kept]
+        for frame, row in enumerate(np.ascontiguousarray(series[kept:], dtype=np.float32), start=kept):
+            self._seek(frame, first)
+            _write_all(self._file, row)
 
     def close(self) -> None:
-        """Let go of memory or file."""
-        self._memory = None
+        """Let go of memory and file."""
+        _give_back(self._memory)
+        self._memory = self._memory[:0]
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _seek(self, frame: int, voxel: int) -> None:
+        assert self._file is not None, "store is closed"
+        self._file.seek(4 * ((frame - len(self._memory)) * self.num_voxels + voxel))
+
+
+_spare: list[np.ndarray] = []
+"Memory of the last store that was closed: memory that is new to a process costs more than what is done with it."
+
+
+def _memory(size: int) -> np.ndarray:
+    """Uninitialised float32 (size,)."""
+    spare = _spare.pop() if _spare else np.empty(0, dtype=np.float32)
+    return spare[:size] if size <= spare.size else np.empty(size, dtype=np.float32)
+
+
+def _give_back(memory: np.ndarray) -> None:
+    whole = memory if memory.base is None else memory.base
+    _spare[:] = [whole.reshape(-1)]
+
+
+class Frames(Protocol):
+    """What frames are read from: a `FrameStore`, or one resampled as it is read."""
+
+    num_frames: int
+    num_voxels: int
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
+
+    def close(self) -> None:
+        """Let go of memory and file."""
+
+
+def chunks(store: Frames) -> Iterator[np.ndarray]:
+    """All frames in order, in chunks of CHUNK_FRAMES, each good until the next: they share memory."""
+    buffer = np.empty((min(CHUNK_FRAMES, store.num_frames), store.num_voxels), dtype=np.float32)
+    for start in range(0, store.num_frames, CHUNK_FRAMES):
+        stop = min(start + CHUNK_FRAMES, store.num_frames)
+        yield store.read(start, stop, buffer[: stop - start])
+
+
+def _write_all(file: IO[bytes] | None, array: np.ndarray) -> None:
+    """Write a C-ordered array; a raw file may take part of it."""
+    assert file is not None, "store is closed"
+    data = array.data.cast("B")
+    while data:
+        data = data[file.write(data) :]
+
+
+def _read_all(file: IO[bytes] | None, array: np.ndarray) -> None:
+    """Fill a C-ordered array."""
+    assert file is not None, "store is closed"
+    data = array.data.cast("B")
+    while data:
+        got = file.readinto(data)  # type: ignore[attr-defined]
+        assert got, "the scratch file is shorter than what was written"
+        data = data[got:]

@@ -8,17 +8,25 @@ Up-sampling can be linear, as published. All is symmetric in time: no phase shif
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sharding.errors import InputError
 from sharding.read import ImageInfo
+from sharding.store import FrameStore
 
 MIN_TR_S, MAX_TR_S = 0.05, 20.0
 "Repetition times that an fMRI run can have."
 
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
+
+BLOCK_VOXELS = 16384
+"Voxels resampled together."
+
+UNSEEN = 1e-9
+"A weight that no float32 sum sees."
 
 LOBES = 4
 "Zero crossings of the kernel on either side."
@@ -98,6 +106,7 @@ class TimeResampler:
     def __init__(self, num_frames: int, tr: float, target_tr: float, kind: str = "sinc") -> None:
         self.num_in = num_frames
         self.num_out = resampled_frames(num_frames, tr, target_tr)
+        self.grows = self.num_out > num_frames
         self._ratio = target_tr / tr
         self._identity = abs(self._ratio - 1) < 1e-6
         self._linear = kind == "linear" and self._ratio <= 1
@@ -110,15 +119,18 @@ class TimeResampler:
         if self._identity:
             return frames
         self._kept.extend(frames)
-        out = []
-        while self._next_out < self.num_out:
-            taps, weights = self.taps(self._next_out)
+        plan: list[tuple[np.ndarray, np.ndarray]] = []
+        while self._next_out + len(plan) < self.num_out:
+            taps, weights = self.taps(self._next_out + len(plan))
             if taps[-1] >= self._first_kept + len(self._kept):
                 break
-            self._forget(int(taps[0]))
-            out.append(self._weighted(taps, weights))
-            self._next_out += 1
-        return np.stack(out) if out else np.empty((0, frames.shape[1]), dtype=np.float32)
+            plan.append((taps, weights))
+        out = np.empty((len(plan), frames.shape[1]), dtype=np.float32)
+        weigh(self._kept, self._first_kept, plan, out)
+        self._next_out += len(plan)
+        if self._next_out < self.num_out:
+            self._forget(int(self.taps(self._next_out)[0][0]))
+        return out
 
     def taps(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """Input frames int64 (K,) and float32 weights (K,), summing to 1, that make output frame `frame`."""
@@ -134,14 +146,70 @@ class TimeResampler:
         taps = np.arange(max(0, math.ceil(position - reach)), min(self.num_in - 1, math.floor(position + reach)) + 1)
         distance = (taps - position) / spacing
         weights = np.sinc(distance) * (0.5 + 0.5 * np.cos(np.pi * distance / LOBES))
-        return taps, (weights / weights.sum()).astype(np.float32)
+        weights /= weights.sum()
+        seen = np.abs(weights) > UNSEEN  # of a frame that falls on one of the input, all others have none
+        return taps[seen], weights[seen].astype(np.float32)
 
     def _forget(self, first: int) -> None:
         del self._kept[: max(0, first - self._first_kept)]
         self._first_kept = max(self._first_kept, first)
 
-    def _weighted(self, taps: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        frame = self._kept[taps[0] - self._first_kept] * weights[0]
-        for tap, weight in zip(taps[1:], weights[1:], strict=True):
-            frame += self._kept[tap - self._first_kept] * weight
-        return frame
+
+class Upsampled:
+    """Frames at the target TR, made from a store of those at the source's TR whenever they are read.
+
+    Where a run grows by resampling, that is less work than keeping what it grows to.
+
+    Parameters
+    ----------
+    store
+        Frames at the source's TR.
+    resampler
+        To the target TR.
+    """
+
+    def __init__(self, store: FrameStore, resampler: TimeResampler) -> None:
+        self._store, self._resampler = store, resampler
+        self.num_frames, self.num_voxels = resampler.num_out, store.num_voxels
+        self._kept: list[np.ndarray] = []
+        self._first_kept = 0
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
+        frames = np.empty((stop - start, self.num_voxels), dtype=np.float32) if out is None else out
+        plan = [self._resampler.taps(frame) for frame in range(start, stop)]
+        first, last = min(int(taps[0]) for taps, _ in plan), max(int(taps[-1]) for taps, _ in plan)
+        there = {self._first_kept + number: frame for number, frame in enumerate(self._kept)}
+        self._kept = [there[n] if n in there else self._store.frame(n) for n in range(first, last + 1)]
+        self._first_kept = first
+        weigh(self._kept, first, plan, frames)
+        return frames
+
+    def close(self) -> None:
+        """Let go of memory and file."""
+        self._kept = []
+        self._store.close()
+
+
+def weigh(kept: list[np.ndarray], first: int, plan: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray) -> None:
+    """Make frames from others, a block of voxels at a time, small enough to stay in cache.
+
+    Parameters
+    ----------
+    kept
+        float32 (V,) each: the input frames from `first` on.
+    plan
+        Input frames and their weights (see `TimeResampler.taps`) for each output frame.
+    out
+        float32 (G, V), filled.
+    """
+    term = np.empty(BLOCK_VOXELS, dtype=np.float32)
+    for start in range(0, out.shape[1], BLOCK_VOXELS):
+        voxels = slice(start, start + BLOCK_VOXELS)
+        rows = [frame[voxels] for frame in kept]
+        some = term[: rows[0].size]
+        for frame, (taps, weights) in zip(out[:, voxels], plan, strict=True):
+            np.multiply(rows[taps[0] - first], weights[0], out=frame)
+            for tap, weight in zip(taps[1:], weights[1:], strict=True):
+                np.multiply(rows[tap - first], weight, out=some)
+                frame += some

@@ -5,9 +5,11 @@ written beside its place, synced, and renamed.
 """
 
 import hashlib
+import math
 import os
 import tarfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +19,26 @@ from sharding.errors import ShardingError
 from sharding.format import NPY_HEADER_BYTES, SUFFIXES, is_key
 from sharding.tar import end_bytes, member_header, padding
 
+Buffer = bytes | memoryview
+
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """An array as .npy (format 1.0, C order) with a header of exactly NPY_HEADER_BYTES."""
-    array = np.ascontiguousarray(array)
-    fields = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {array.shape}, }}"
+    return _npy_header(array.shape, array.dtype) + np.ascontiguousarray(array).tobytes()
+
+
+def npy_empty(shape: tuple[int, ...], dtype: np.dtype) -> tuple[memoryview, np.ndarray]:
+    """The bytes of a .npy, as `npy_bytes` gives them, and the array in them, yet to be filled."""
+    whole = np.empty(NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    whole[:NPY_HEADER_BYTES] = np.frombuffer(_npy_header(shape, dtype), dtype=np.uint8)
+    return whole.data, whole[NPY_HEADER_BYTES:].view(dtype).reshape(shape)
+
+
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    fields = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}"
     length = NPY_HEADER_BYTES - 10
     assert len(fields) < length, fields
-    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + f"{fields:<{length - 1}}\n".encode() + array.tobytes()
+    return b"\x93NUMPY\x01\x00" + length.to_bytes(2, "little") + f"{fields:<{length - 1}}\n".encode()
 
 
 class ShardFile:
@@ -55,7 +69,7 @@ class ShardFile:
         finally:  # closing flushes, and fails once more where the disk is full
             self._tmp.unlink(missing_ok=True)
 
-    def add(self, key: str, members: dict[str, bytes]) -> None:
+    def add(self, key: str, members: Mapping[str, Buffer]) -> None:
         """Append a sample; `members` maps every suffix of the format to bytes."""
         if not is_key(key) or tuple(sorted(members)) != SUFFIXES:
             raise ShardingError(f"sample {key!r} with members {sorted(members)} does not fit the format")
@@ -76,7 +90,7 @@ class ShardFile:
         sync_folder(self.path.parent)
         return self._size, self._sha256.hexdigest()
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Buffer) -> None:
         self._sha256.update(data)
         self._size += len(data)
         self._file.write(data)

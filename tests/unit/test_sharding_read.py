@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def all_frames(path: Path) -> np.ndarray:
-    return np.concatenate(list(read_frames(open_image(path))))
+    return np.concatenate([chunk.copy() for chunk in read_frames(open_image(path))])
 
 
 def series(shape: tuple[int, ...] = (5, 6, 7, 40), dtype: type = np.int16) -> nib.Nifti1Image:
@@ -30,13 +30,26 @@ def flat(data: np.ndarray) -> np.ndarray:
     return np.moveaxis(data, -1, 0).reshape(data.shape[-1], -1, order="F")
 
 
+def test_frames_and_faults_are_the_same_without_isal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(series(dtype=np.float32), tmp_path, "a.nii.gz")
+    with_isal = all_frames(path)
+    monkeypatch.setattr(read, "inflate", gzip)
+    np.testing.assert_array_equal(all_frames(path), with_isal)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"gzip stream is (damaged|truncated)"):
+        all_frames(path)
+
+
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("chunk_bytes", [1, 5 * 6 * 7 * 4 * 7, 2**30])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_chunks_join_to_the_file_whatever_their_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk_bytes: int, dtype: type
 ) -> None:
     monkeypatch.setattr(read, "CHUNK_BYTES", chunk_bytes)
-    image = series()
+    image = series(dtype=dtype)
     path = save(image, tmp_path, name)
     np.testing.assert_array_equal(all_frames(path), flat(np.asarray(image.dataobj)))
 
