@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.probes import Chosen, Probe, Problem, choose_and_fit, unit_means
+from fmri_scale.evaluation.probes import Chosen, Probe, Problem, Tuner, choose_and_fit, unit_means
 from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest
 from fmri_scale.evaluation.splits import Fold, Split
 from fmri_scale.log import get_logger
@@ -55,7 +55,7 @@ class Method:
 
     name: str
     representation: Callable[[int], Representation]
-    probe: Probe
+    probe: Probe | Tuner
     baseline: bool = False
 
 
@@ -176,7 +176,10 @@ def _freeze(method: Method, units: Units, fold: Fold, seed: int) -> _Frozen:
     ]
     fit = make_part(FIT, representation, units, fold.fit)
     try:
-        chosen = choose_and_fit(method.probe, pairs, fit, units.problem, seed)
+        if isinstance(method.probe, Tuner):
+            chosen = method.probe.tune(fold.name, pairs, fit, units.problem, seed)
+        else:
+            chosen = choose_and_fit(method.probe, pairs, fit, units.problem, seed)
     except DataError as error:
         raise DataError(f"{method.name}, {fold.name}: {error}") from error
     test = SealedTest(fold.name, lambda: make_part(TEST, representation, units, fold.test))

@@ -26,7 +26,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
             for name, parameter in module.named_parameters(recurse=False):
                 if not parameter.is_meta:
                     full_name = f"{path}.{name}" if path else name
-                    parameter.copy_(_values(module, full_name, tuple(parameter.shape), generator(seed, full_name)))
+                    parameter.copy_(first_values(module, full_name, tuple(parameter.shape), generator(seed, full_name)))
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -35,7 +35,8 @@ def generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _values(module: nn.Module, full_name: str, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+def first_values(module: nn.Module, full_name: str, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    """Return the first values of a parameter of a module, by its name in the model."""
     path, _, name = full_name.rpartition(".")
     if isinstance(module, nn.LayerNorm):
         return torch.full(shape, 1.0 if name == "weight" else 0.0)

@@ -5,6 +5,7 @@ moment. Codes, scales and statistics are random but whole: every checksum and of
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,12 @@ def write_corpus(
     samples_per_shard: int = 4,
     seed: int = 0,
     codes: dict[str, np.ndarray] | None = None,
+    effect: Callable[[int, np.ndarray], np.ndarray] | None = None,
 ) -> Path:
-    """Write a corpus; return its folder. Keys are DATASET__sub-NNN__START. `codes`, if given, receives them by key."""
+    """Write a corpus; return its folder. Keys are DATASET__sub-NNN__START. `codes`, if given, receives them by key.
+
+    `effect`, if given, makes a sample's codes of its number and random codes.
+    """
     rng = np.random.default_rng(seed)
     (folder / "shards").mkdir(parents=True)
     mask = small_mask(num_voxels)
@@ -60,7 +65,8 @@ def write_corpus(
         mine = by_dataset[dataset]
         for begin in range(0, len(mine), samples_per_shard):
             name = f"{dataset}-{begin // samples_per_shard:06d}.tar"
-            made = [_sample(rng, number, s, num_voxels, codes) for number, s in mine[begin : begin + samples_per_shard]]
+            some = mine[begin : begin + samples_per_shard]
+            made = [_sample(rng, number, s, num_voxels, codes, effect) for number, s in some]
             rows += _write_shard(folder, name, made, shards)
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: (row["shard"], row["key"])), INDEX_SCHEMA)
     pq.write_table(table, folder / "index.parquet")
@@ -77,10 +83,17 @@ def write_corpus(
 
 
 def _sample(
-    rng: np.random.Generator, number: int, segment: Segment, num_voxels: int, codes: dict[str, np.ndarray] | None
+    rng: np.random.Generator,
+    number: int,
+    segment: Segment,
+    num_voxels: int,
+    codes: dict[str, np.ndarray] | None,
+    effect: Callable[[int, np.ndarray], np.ndarray] | None,
 ) -> tuple[str, dict[str, bytes], dict]:
     key = f"{segment.dataset}__sub-{number:05d}__{segment.start_frame:06d}"
     q = rng.integers(-127, 128, (segment.n_frames, num_voxels), dtype=np.int8)
+    if effect is not None:
+        q = effect(number, q)
     if codes is not None:
         codes[key] = q
     scale = np.stack([rng.uniform(4, 9, num_voxels), rng.uniform(0.001, 0.01, num_voxels)]).astype(np.float16)

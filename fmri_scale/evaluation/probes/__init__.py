@@ -1,7 +1,17 @@
 """Probes: small models on frozen inputs, with settings chosen on validation groups only."""
 
 from fmri_scale.evaluation.probes.attentive import AttentiveProbe
-from fmri_scale.evaluation.probes.choice import Chosen, Fitted, Probe, Problem, choose_and_fit, unit_means
+from fmri_scale.evaluation.probes.choice import (
+    Chosen,
+    Fitted,
+    Probe,
+    Problem,
+    Tuner,
+    check_rows,
+    choose_and_fit,
+    unit_losses,
+    unit_means,
+)
 from fmri_scale.evaluation.probes.constant import ConstantProbe
 from fmri_scale.evaluation.probes.linear import LinearProbe
 from fmri_scale.evaluation.probes.neighbours import NeighbourProbe
@@ -15,6 +25,9 @@ __all__ = [
     "NeighbourProbe",
     "Probe",
     "Problem",
+    "Tuner",
+    "check_rows",
     "choose_and_fit",
+    "unit_losses",
     "unit_means",
 ]

@@ -5,15 +5,15 @@ its products with them and takes their mean; the H means go through one linear m
 of CortexMAE without their MLP). Trained with AdamW on full batches; the weight decay is chosen on validation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from fmri_scale.evaluation.probes.choice import Fitted, Problem
+from fmri_scale.evaluation.probes.target import TrainingTarget
 from fmri_scale.evaluation.sealed import Part
 
 
@@ -53,7 +53,8 @@ class AttentiveProbe:
         tokens = torch.as_tensor(np.asarray(part.inputs), dtype=torch.float32)
         mean, scale = tokens.mean((0, 1)), tokens.std((0, 1)).clamp(min=1e-6)
         weight = torch.as_tensor(part.weight, dtype=torch.float32)
-        target = _Target(part, problem)
+        target = TrainingTarget.of(part, problem)
+        truth = target.truth(part)
         models: list[Fitted] = []
         for decay in settings:
             random = torch.Generator().manual_seed(seed)
@@ -61,11 +62,11 @@ class AttentiveProbe:
             nn.init.normal_(pool.query, std=0.02, generator=random)
             nn.init.normal_(pool.out.weight, std=0.02, generator=random)
             nn.init.zeros_(pool.out.bias)
-            self._train(pool, (tokens - mean) / scale, target, weight, decay)
+            self._train(pool, (tokens - mean) / scale, lambda output: target.losses(output, truth) * weight, decay)
             models.append(_Attentive(pool.eval(), mean, scale, target))
         return models
 
-    def _train(self, pool: AttentivePool, tokens: Tensor, target: "_Target", weight: Tensor, decay: float) -> None:
+    def _train(self, pool: AttentivePool, tokens: Tensor, losses: Callable[[Tensor], Tensor], decay: float) -> None:
         groups = [
             {"params": [pool.query, pool.out.weight], "weight_decay": decay},
             {"params": [pool.out.bias], "weight_decay": 0.0},
@@ -74,35 +75,16 @@ class AttentiveProbe:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self._steps)
         for _ in range(self._steps):
             optimizer.zero_grad()
-            (target.losses(pool(tokens)) * weight).mean().backward()
+            losses(pool(tokens)).mean().backward()
             optimizer.step()
             schedule.step()
 
 
-class _Target:
-    """Classes as they are; values standardised by their own mean and scale over the rows fitted on."""
-
-    def __init__(self, part: Part, problem: Problem) -> None:
-        self.is_class = problem.is_class
-        self.outputs = len(problem.classes) if problem.is_class else 1
-        self.mean = 0.0 if problem.is_class else float(np.average(part.truth, weights=part.weight))
-        self.scale = 1.0 if problem.is_class else float(part.truth.std()) or 1.0
-        self.truth = torch.as_tensor(part.truth if problem.is_class else (part.truth - self.mean) / self.scale)
-
-    def losses(self, output: Tensor) -> Tensor:
-        if self.is_class:
-            return functional.cross_entropy(output, self.truth, reduction="none")
-        return (output.squeeze(1) - self.truth.float()).square()
-
-
 class _Attentive:
-    def __init__(self, pool: AttentivePool, mean: Tensor, scale: Tensor, target: _Target) -> None:
+    def __init__(self, pool: AttentivePool, mean: Tensor, scale: Tensor, target: TrainingTarget) -> None:
         self._pool, self._mean, self._scale, self._target = pool, mean, scale, target
 
     @torch.no_grad()
     def scores(self, inputs: Any) -> np.ndarray:
         tokens = (torch.as_tensor(np.asarray(inputs), dtype=torch.float32) - self._mean) / self._scale
-        output = self._pool(tokens)
-        if self._target.is_class:
-            return output.softmax(1).double().numpy()
-        return (output.squeeze(1).double() * self._target.scale + self._target.mean).numpy()
+        return self._target.scores(self._pool(tokens))

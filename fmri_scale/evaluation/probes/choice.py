@@ -7,7 +7,7 @@ the scores of a unit's clips are averaged: both are proper and finite, unlike ac
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,17 @@ class Probe(Protocol):
 
     def fit(self, part: Part, problem: Problem, settings: Sequence[Any], seed: int) -> list[Fitted]:
         """Fit one model a setting."""
+        ...
+
+
+@runtime_checkable
+class Tuner(Protocol):
+    """A family of models that chooses for itself, because its settings and its fit cannot be told apart."""
+
+    name: str
+
+    def tune(self, fold: str, choices: Sequence[tuple[Part, Part]], fit: Part, problem: Problem, seed: int) -> "Chosen":
+        """Choose by train and validation parts, and fit; `fold` is its name."""
         ...
 
 
@@ -87,11 +98,10 @@ def choose_and_fit(
     for train, val in choices:
         models = fit_checked(probe, train, problem, probe.settings, seed)
         refuse_test(val)
-        unit, truth = _unit_truth(val)
         scored = [unit_means(model.scores(val.inputs), val.unit)[1] for model in models]
-        losses.append([_losses(truth, score, problem) for score in scored])
+        losses.append([unit_losses(val, score, problem) for score in scored])
         scores.append(scored)
-        units.append(unit)
+        units.append(np.unique(val.unit))
     per_setting = [np.concatenate([pair[i] for pair in losses]).mean() for i in range(len(probe.settings))]
     best = int(np.argmin(per_setting))
     fitted = fit_checked(probe, fit, problem, [probe.settings[best]], seed)[0]
@@ -106,11 +116,16 @@ def choose_and_fit(
 
 def fit_checked(probe: Probe, part: Part, problem: Problem, settings: Sequence[Any], seed: int) -> list[Fitted]:
     """Fit a probe on rows that may be fitted on and that hold something to learn."""
+    check_rows(part, problem)
+    return probe.fit(part, problem, settings, seed)
+
+
+def check_rows(part: Part, problem: Problem) -> None:
+    """Raise unless rows may be fitted on (RuntimeError for test rows) and hold two classes or more (DataError)."""
     refuse_test(part)
     if problem.is_class and len(np.unique(part.truth)) < 2:
         found = problem.classes[int(part.truth[0])] if len(part.truth) else "nothing"
         raise DataError(f"the rows to train on hold one class only ({found}); split otherwise or use more subjects")
-    return probe.fit(part, problem, settings, seed)
 
 
 def unit_means(scores: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,12 +143,9 @@ def unit_means(scores: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.nda
     return names, total / rows
 
 
-def _unit_truth(part: Part) -> tuple[np.ndarray, np.ndarray]:
-    units, first = np.unique(part.unit, return_index=True)
-    return units, part.truth[first]
-
-
-def _losses(truth: np.ndarray, scores: np.ndarray, problem: Problem) -> np.ndarray:
+def unit_losses(part: Part, scores: np.ndarray, problem: Problem) -> np.ndarray:
+    """Brier score or squared error of each unit of a part, float64 (U,), of scores averaged over its rows."""
+    truth = part.truth[np.unique(part.unit, return_index=True)[1]]
     if problem.is_class:
         return ((scores - np.eye(len(problem.classes))[truth]) ** 2).sum(axis=1)
     return ((scores - truth) ** 2).reshape(len(truth), -1).mean(axis=1)

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
 from fmri_scale.evaluation.probes.choice import Fitted, Problem
+from fmri_scale.evaluation.probes.target import row_weights
 from fmri_scale.evaluation.sealed import Part
 from fmri_scale.log import get_logger
 
@@ -46,17 +47,12 @@ class LinearProbe:
 
     def fit(self, part: Part, problem: Problem, settings: Sequence[Any], seed: int) -> list[Fitted]:
         """Fit one model a penalty; the transforms are shared."""
-        weight = part.weight * (self._class_weight(part.truth) if problem.is_class and self._balanced else 1)
+        weight = row_weights(part, problem, self._balanced)
         transform = Transform(self._first)
         vectors = transform.fit(part.inputs, part.weight)
         return [
             _Linear(transform, _model(vectors, part.truth, weight, problem, penalty), problem) for penalty in settings
         ]
-
-    @staticmethod
-    def _class_weight(truth: np.ndarray) -> np.ndarray:
-        counts = np.bincount(truth)
-        return len(truth) / (np.count_nonzero(counts) * counts[truth])
 
 
 class Transform:

@@ -1,9 +1,9 @@
-"""The methods of a task: probes on features, and the baselines beside them.
+"""The methods of a task: probes on features, tuned models, and the baselines beside them.
 
 In: a task and its sources. Out: the units that all sources share, and a `Method` for each line of the table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from fmri_scale.evaluation.baselines.series import Band
 from fmri_scale.evaluation.compare import Method, Representation
 from fmri_scale.evaluation.probes import AttentiveProbe, LinearProbe, NeighbourProbe, Probe
 from fmri_scale.evaluation.tasks.schema import BaselineConfig, TaskConfig
+from fmri_scale.evaluation.tasks.tuned import TunedSource, read_tuned
 from fmri_scale.evaluation.tasks.units import Naming, UnitTable, unit_table
 from fmri_scale.evaluation.vectors import ClipVectors, read_vectors
 from sharding.corpus import open_corpus
@@ -65,6 +66,7 @@ class Sources:
 
     units: UnitTable
     features: list[FeatureSource]
+    tuned: list[TunedSource]
     series: RunSeries | None
     stretches: list[list[Stretch]]
 
@@ -84,16 +86,18 @@ def read_sources(task: TaskConfig) -> Sources:
         *(_features(task, naming, name, path, False, True) for name, path in task.tokens.items()),
     ]
     found = {source.name + (" (tokens)" if source.tokens else ""): source.units() for source in features}
+    tuned = read_tuned(task, naming)
+    found |= {f"{source.name} (tuning)": source.units() for source in tuned}
     series = _series(task.baselines) if task.baselines.bold else None
     parts = naming.of_runs(series) if series is not None else {}
     if series is not None:
         found["baselines.bold"] = set(parts)
     units = unit_table(task, naming, found)
-    return Sources(units, features, series, [parts[name] for name in units.name] if parts else [])
+    return Sources(units, features, tuned, series, [parts[name] for name in units.name] if parts else [])
 
 
-def prediction_methods(task: TaskConfig, sources: Sources) -> list[Method]:
-    """Lines of a table of predictions: features, then baselines, the constant last.
+def prediction_methods(task: TaskConfig, sources: Sources, tuned: Sequence[Method] = ()) -> list[Method]:
+    """Lines of a table of predictions: features, what is tuned, then baselines, the constant last.
 
     Raises
     ------
@@ -106,6 +110,7 @@ def prediction_methods(task: TaskConfig, sources: Sources) -> list[Method]:
         wanted = [AttentiveProbe()] if source.tokens else [probes[name] for name in task.probes if name in probes]
         representation = source.representation(sources.units)
         methods += [Method(f"{source.name} ({p.name})", representation, p, source.baseline) for p in wanted]
+    methods += tuned
     methods.sort(key=lambda method: method.baseline)
     methods += baseline_methods(task, sources)
     methods.append(constant_method(len(sources.units.name), task.kind == "classification"))

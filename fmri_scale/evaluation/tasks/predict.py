@@ -16,6 +16,7 @@ from fmri_scale.evaluation.tasks.division import make_splits
 from fmri_scale.evaluation.tasks.methods import Sources, prediction_methods, read_sources
 from fmri_scale.evaluation.tasks.result import TaskResult
 from fmri_scale.evaluation.tasks.schema import TaskConfig
+from fmri_scale.evaluation.tasks.tuned import tuned_methods
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def task_units(task: TaskConfig) -> Prepared:
     return Prepared(sources, units, make_splits(task, table, groups, families, truth))
 
 
-def predict(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
+def predict(task: TaskConfig, final: bool, book: Path) -> TaskResult:
     """Run a classification or regression task.
 
     Parameters
@@ -47,15 +48,17 @@ def predict(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
     final
         Open the test sets.
     book
-        Where openings are written down.
+        Where openings are written down; tuned models are kept beside it.
     """
     prepared = task_units(task)
-    units, splits = prepared.units, prepared.splits
-    methods = prediction_methods(task, prepared.sources)
+    units, splits, sources = prepared.units, prepared.splits, prepared.sources
+    outputs = len(units.problem.classes) if units.problem.is_class else 1
+    tuned, shares = tuned_methods(task, sources.tuned, sources.units, outputs, book.parent)
+    methods = prediction_methods(task, sources, tuned)
     predictions = compare(methods, units, splits, final, book)
     lines = {method.name: method.baseline for method in methods}
     scores = score_table(predictions, lines, units, metrics_of(task.kind), task.scoring.draws, task.scoring.level)
-    frame, notes = predictions_frame(predictions, units), prepared.sources.units.notes
+    frame, notes = predictions_frame(predictions, units), [*sources.units.notes, *shares]
     return TaskResult(task, scores, frame, splits, predictions.settings, notes)
 
 

@@ -12,6 +12,7 @@ from fmri_scale.config import load_typed
 from fmri_scale.errors import ConfigError
 from fmri_scale.evaluation.baselines import KINDS
 from fmri_scale.evaluation.entities import LEVELS
+from fmri_scale.evaluation.tuning.settings import TuningConfig, check_tuning
 
 PREDICTION = ("classification", "regression")
 TASK_KINDS = (*PREDICTION, "retrieval", "reidentification")
@@ -119,10 +120,11 @@ class TaskConfig:
     probes: list[str] = field(default_factory=lambda: ["linear", "knn"])
     "Probes on features: linear, knn; and attentive on tokens."
     balanced: bool = False
-    "Weight classes alike in linear probes."
+    "Weight classes alike in linear probes and in tuning."
     target: TargetConfig = field(default_factory=TargetConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
@@ -153,8 +155,12 @@ def check_task(task: TaskConfig) -> None:
     _check_target(task)
     if not task.name or not all(c.isalnum() or c in "-_" for c in task.name):
         raise ConfigError(f"name={task.name!r}: expected letters, digits, - and _; it names files")
-    if not (task.features or task.tokens or task.baselines.bold):
-        raise ConfigError("nothing to evaluate: give features (name: file.npz), or baselines.bold for baselines alone")
+    if not (task.features or task.tokens or task.tuning.releases or task.baselines.bold):
+        raise ConfigError(
+            "nothing to evaluate: give features (name: file.npz), tuning.releases (name: folder), or "
+            "baselines.bold for baselines alone"
+        )
+    check_tuning(task.tuning, task.kind in PREDICTION)
     if len(task.split.fractions) != 3:
         raise ConfigError(f"split.fractions={task.split.fractions}: expected three shares: train, validation, test")
     if not task.scoring.seeds or len(set(task.scoring.seeds)) != len(task.scoring.seeds):
