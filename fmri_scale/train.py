@@ -27,6 +27,7 @@ from fmri_scale.release.start import run_config, starter
 from fmri_scale.training import dist, launch
 from fmri_scale.training.signals import INTERRUPTED, StopRequest
 from sharding.errors import ShardingError
+from sharding.extras import remedy
 
 log = get_logger(__name__)
 
@@ -52,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dist.announce(str(error)):
             print(f"train: {error}", file=sys.stderr, flush=True)
         return 1 if isinstance(error, LostRankError) else 2
+    except ModuleNotFoundError as error:
+        if not (line := remedy(error)):
+            raise
+        print(f"train: {line}", file=sys.stderr, flush=True)
+        return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

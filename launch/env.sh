@@ -34,7 +34,7 @@ make_env() {
     # torch first: what follows must find this one, and DeepSpeed's own build imports it
     step "torch" "${torch_index[@]}" -c "$root/launch/constraints.txt" torch &&
         step "build tools" -c "$root/launch/constraints.txt" setuptools wheel ninja py-cpuinfo psutil packaging &&
-        step "DeepSpeed and the other libraries" -c "$root/launch/constraints.txt" --no-build-isolation -e "$root[dev]" ||
+        step "DeepSpeed and the other libraries" -c "$root/launch/constraints.txt" --no-build-isolation -e "$root[train,dev]" ||
         return 1
     echo "$(wanted) $root" >"$venv/.complete"
 }

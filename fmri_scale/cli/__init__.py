@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fmri_scale import __version__
 from fmri_scale.errors import FmriScaleError
 from sharding.errors import ShardingError
+from sharding.extras import remedy
 
 COMMANDS = {
     "doctor": "look before the run: is this machine, are all machines together, fit for it?",
@@ -35,22 +36,32 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(next((a for a in argv if not a.startswith("-")), None))
-    args, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(args, "items") or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes FILE and KEY=VALUE before options or after them, not both
-        args.items += rest
+    command = next((a for a in argv if not a.startswith("-")), "")
     try:
+        args = _parse(_parser(command), argv)
         return args.run(args)
     except (FmriScaleError, ShardingError) as error:
-        print(f"fmri-scale {args.command}: {error}", file=sys.stderr)
+        print(f"fmri-scale {command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not (line := remedy(error)):
+            raise
+        print(f"fmri-scale {command}: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "items") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes FILE and KEY=VALUE before options or after them, not both
+        args.items += rest
+    return args
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fmri-scale",
         description="Pretrain fMRI foundation models, export them, use them. Shards are made by fmri-shards; "

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from sharding.errors import ShardingError
+from sharding.extras import remedy
 
 COMMANDS = {
     "build": "make a corpus",
@@ -33,23 +34,29 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(next((word for word in argv if not word.startswith("-")), None)).parse_args(argv)
+    command = next((word for word in argv if not word.startswith("-")), "")
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        args = _parser(command).parse_args(argv)
         code = args.run(args)
         sys.stdout.flush()
         return code
     except ShardingError as error:
-        print(f"fmri-shards {args.command}: {error}", file=sys.stderr)
+        print(f"fmri-shards {command}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not (line := remedy(error)):
+            raise
+        print(f"fmri-shards {command}: {line}", file=sys.stderr)
         return 2
     except _Terminated:
-        print(f"fmri-shards {args.command}: terminated; start it again to go on", file=sys.stderr)
+        print(f"fmri-shards {command}: terminated; start it again to go on", file=sys.stderr)
         return 143
     except BrokenPipeError:  # the reader of our output has left, as head does; nothing more can be said
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print(f"fmri-shards {args.command}: interrupted; start it again to go on", file=sys.stderr)
+        print(f"fmri-shards {command}: interrupted; start it again to go on", file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -63,7 +70,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
+def _parser(chosen: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="fmri-shards",

@@ -173,6 +173,7 @@ def test_the_lines_of_the_model_card_run(releases, cohort, capsys):
 
 def test_command_needs_the_slim_core_only(model, releases, cohort, tmp_path):
     body = """
+import sys
 from fmri_scale import cli
 sys.exit(cli.main(sys.argv[1:]))
 """
