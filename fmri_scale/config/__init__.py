@@ -11,6 +11,7 @@ from fmri_scale.config.schema import (
     GuardConfig,
     LogConfig,
     MaskConfig,
+    LossConfig,
     ModelConfig,
     OptimConfig,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "GuardConfig",
     "OptimConfig",
     "load_config",
+    "LossConfig",
     "load_typed",
     "save_config",
     "to_dict",

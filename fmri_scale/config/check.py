@@ -2,7 +2,7 @@
 
 import math
 
-from fmri_scale.config.schema import Config, DataConfig, EngineConfig, MaskConfig, ModelConfig, OptimConfig
+from fmri_scale.config.schema import Config, DataConfig, EngineConfig, LossConfig, MaskConfig, ModelConfig, OptimConfig
 from fmri_scale.errors import ConfigError
 
 CHOICES = {
@@ -34,6 +34,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}")
     check_model(config.model)
     _check_mask(config.mask)
+    _check_loss(config.loss, config)
     _check_optim(config.optim)
     _check_data(config.data)
     for key in ("rotation_deg", "translation_mm", "shift_frames", "noise_sd"):
@@ -125,6 +126,17 @@ def _check_mixture(mask: MaskConfig, drawn: set[str]) -> None:
     _fraction("mask.ratio_start", mask.ratio_start)
     if bool(mask.schedule_steps) != bool(mask.ratio_start or mask.mixture_start):
         raise ConfigError("mask.schedule_steps goes with mask.ratio_start or mask.mixture_start: set both or neither")
+
+
+def _check_loss(loss: LossConfig, config: Config) -> None:
+    if not 0.0 <= loss.temporal_weight <= 1.0:
+        raise ConfigError(f"loss.temporal_weight={loss.temporal_weight}: expected a share from 0 to 1")
+    if loss.temporal_weight and config.model.num_frames < 2:
+        raise ConfigError("loss.temporal_weight: clips of one frame have no change; set it to 0")
+    for name, weight in loss.region_weights.items():
+        _at_least(f"loss.region_weights.{name}", weight, 0)
+    if (loss.region_weights or loss.equal_regions) and not config.mask.atlas:
+        raise ConfigError("loss.region_weights and loss.equal_regions need mask.atlas, whose regions they weigh")
 
 
 def _check_data(data: DataConfig) -> None:

@@ -88,6 +88,20 @@ class MaskConfig:
 
 
 @dataclass
+class LossConfig:
+    """How the error on hidden voxels is weighed. Defaults: the plain mean square; all else needs decoded volumes."""
+
+    patch_norm: bool = False
+    "Compare patches less their mean and over their standard deviation: shape counts, level and contrast do not."
+    temporal_weight: float = 0.0
+    "Share of the loss, 0 to 1, that is of the change from frame to frame, in which a constant error cancels."
+    region_weights: dict[str, float] = field(default_factory=dict)
+    "Weight of voxels of mask.atlas by name of their region or group; what is not named has 1."
+    equal_regions: bool = False
+    "All regions of mask.atlas count alike, whatever their size."
+
+
+@dataclass
 class DataConfig:
     """Where clips come from and how they are read."""
 
@@ -283,6 +297,7 @@ class Config:
     "Release (folder or organisation/name) that gives weights, model.* and data.normalisation; empty: the seed does."
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

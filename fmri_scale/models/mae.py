@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fmri_scale.config import ModelConfig
+from fmri_scale.config import LossConfig, ModelConfig
 from fmri_scale.kernels.clips import ONE, CodedClips, brain_values, slot_of_token
 from fmri_scale.kernels.embed import embed
 from fmri_scale.kernels.loss import masked_loss as coded_loss
@@ -23,7 +23,7 @@ from fmri_scale.models.backbone import Backbone
 from fmri_scale.models.decoder import Decoder
 from fmri_scale.models.embed import patchify, product_dtype, unpatchify
 from fmri_scale.models.init import init_weights
-from fmri_scale.models.loss import masked_loss
+from fmri_scale.models.loss import PLAIN, masked_loss, patch_moments
 from fmri_scale.models.masking import TokenMask, masked_fractions
 from fmri_scale.models.shapes import token_grid
 from fmri_scale.models.strd import drop_counts
@@ -34,7 +34,7 @@ class MAEOutput(NamedTuple):
 
     Attributes
     ----------
-    loss : scalar, float32: mean over clips of each clip's mean squared error on its hidden voxels.
+    loss : scalar, float32: mean over clips of each clip's (weighted) mean squared error on its hidden voxels.
     prediction : predicted values of every patch `[B, N, P]`, or None where they were not asked for;
         `unpatchify` makes a volume of them.
     latent : the encoder's map, channels last `[B, D, H, W, T, E]`.
@@ -81,9 +81,10 @@ class MaskTokens(nn.Module):
 class MaskedAutoencoder(nn.Module):
     """Backbone, mask tokens and decoder of a configuration, with weights drawn from `seed`."""
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int = 0, loss: LossConfig = PLAIN) -> None:
         super().__init__()
         self.config = config
+        self.loss = loss
         self.backbone = Backbone(config)
         self.mask_tokens = MaskTokens(config.window_size, config.embed_dim)
         self.decoder = Decoder(config)
@@ -103,8 +104,8 @@ class MaskedAutoencoder(nn.Module):
         clips : float volumes `[B, C, X, Y, Z, T]` or int8 codes of the brain's voxels; any number of frames. Both
             give the same, but of codes neither a volume nor a prediction of it is ever made.
         mask : hidden tokens of these clips, `masking.draw_mask`.
-        brain : what is scored. Volumes: bool `[X, Y, Z]`; codes: True for the voxels they hold. None or False scores
-            all voxels of hidden patches (as published).
+        brain : what is scored. Volumes: bool `[X, Y, Z]`, or the weight of each voxel; codes: True for the voxels
+            they hold. None or False scores all voxels of hidden patches (as published).
         predict : return the values of all patches, not only score the hidden ones. None: of volumes where gradients
             are off, of codes never.
         """
@@ -123,12 +124,23 @@ class MaskedAutoencoder(nn.Module):
         latent = self.backbone.encode(tokens, mask.keys)
         features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
         brain_MP = None if brain_XYZ is None else self.patchify_brain(brain_XYZ)
-        loss = masked_loss(self._head, features_BNE, patches.flatten(1, 4), mask.hidden, brain_MP)
-        counts_M = None if brain_MP is None else brain_MP.sum(-1)
-        return self._output(loss, features_BNE, latent, mask, counts_M, predict)
+        loss = masked_loss(self._head, features_BNE, patches.flatten(1, 4), mask.hidden, brain_MP, self.loss)
+        output = self._output(loss, features_BNE, latent, mask, None if brain_MP is None else brain_MP.sum(-1), predict)
+        if output.prediction is None or not self.loss.patch_norm:
+            return output
+        return output._replace(prediction=self._restore(output.prediction, patches.flatten(1, 4), brain_MP))
+
+    def _restore(self, prediction_BNP: Tensor, patches_BNP: Tensor, brain_MP: Tensor | None) -> Tensor:
+        """Give predictions of normalised patches the level and contrast of the true ones, to be looked at."""
+        frames = patches_BNP.shape[1] // math.prod(token_grid(self.config))
+        weight_NP = None if brain_MP is None else brain_MP.repeat_interleave(frames, 0)
+        mean, sd = patch_moments(patches_BNP, weight_NP)
+        return prediction_BNP * sd.to(prediction_BNP.dtype) + mean.to(prediction_BNP.dtype)
 
     def _from_codes(self, clips: CodedClips, mask: TokenMask, brain_only: bool, predict: bool) -> MAEOutput:
         config = self.config
+        if self.loss != PLAIN:
+            raise ValueError("codes are scored by the plain loss alone: decode them to volumes for other losses")
         d, h, w, frames = clips.grid
         image, patch = tuple(config.image_size), tuple(config.patch_size[:3])
         if (clips.image, clips.patch, 1) != (image, patch, config.in_channels):
@@ -167,7 +179,7 @@ class MaskedAutoencoder(nn.Module):
         return MAEOutput(loss, self._head(features) if predict else None, latent, metrics)
 
     def patchify_brain(self, brain_XYZ: Tensor) -> Tensor:
-        """Return the brain mask as 0 and 1 by position and patch value, float32 `[M, P]`."""
+        """Return the brain mask as 0 and 1 (or voxels' weights) by position and patch value, float32 `[M, P]`."""
         volume = brain_XYZ.float().expand(1, self.config.in_channels, *brain_XYZ.shape).unsqueeze(-1)
         return patchify(volume, self.config.patch_size).flatten(0, 4)
 

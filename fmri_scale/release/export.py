@@ -16,7 +16,7 @@ from torch import Tensor
 from fmri_scale import __version__
 from fmri_scale.checkpoint import consolidated_state, locate, read_config, read_state
 from fmri_scale.checkpoint import layout as checkpoint_layout
-from fmri_scale.config import MaskConfig, ModelConfig
+from fmri_scale.config import LossConfig, MaskConfig, ModelConfig
 from fmri_scale.errors import CheckpointError
 from fmri_scale.models import MaskedAutoencoder
 from fmri_scale.release import checksums, layout, reference
@@ -76,7 +76,7 @@ def export(
     named = dataclasses.replace(settings, name=settings.name or _run_name(checkpoint.path))
     with layout.staged_folder(out, overwrite) as folder:
         shutil.copyfile(mask_file, folder / layout.MASK)
-        write_release(folder, weights, config.model, config.mask, preprocessing, record, named)
+        write_release(folder, weights, config.model, config.mask, preprocessing, record, named, config.loss)
     return out
 
 
@@ -88,13 +88,14 @@ def write_release(
     preprocessing: Preprocessing,
     record: dict[str, Any],
     settings: ExportSettings,
+    loss: LossConfig | None = None,
 ) -> None:
     """Fill a staged folder that holds the mask (and perhaps optional files), and seal it."""
     if settings.contents == "encoder":
         weights = {name: value for name, value in weights.items() if name.startswith("backbone.")}
     save_weights(weights, folder / layout.WEIGHTS, DTYPES[settings.dtype])
     parameters = sum(value.numel() for value in weights.values())
-    layout.write_json(folder / layout.CONFIG, _config(model, masking, settings, parameters))
+    layout.write_json(folder / layout.CONFIG, _config(model, masking, loss or LossConfig(), settings, parameters))
     layout.write_json(folder / layout.PREPROCESSING, preprocessing.to_json())
     layout.write_json(folder / layout.TRAINING, record)
     layout.write_json(folder / layout.REFERENCE, reference.measure(open_release(folder)))
@@ -107,7 +108,9 @@ def shapes_of(state: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def _config(model: ModelConfig, masking: MaskConfig, settings: ExportSettings, parameters: int) -> dict[str, Any]:
+def _config(
+    model: ModelConfig, masking: MaskConfig, loss: LossConfig, settings: ExportSettings, parameters: int
+) -> dict[str, Any]:
     # how a run computes is not part of what was learnt: kernels and recomputation are the user's choice
     shape = dataclasses.replace(model, backend="auto", checkpoint_blocks=False)
     return {
@@ -121,6 +124,7 @@ def _config(model: ModelConfig, masking: MaskConfig, settings: ExportSettings, p
         "parameters": parameters,
         "model": dataclasses.asdict(shape),
         "mask": dataclasses.asdict(masking) | {"atlas": Path(masking.atlas).name, "labels": Path(masking.labels).name},
+        "loss": dataclasses.asdict(loss),
     }
 
 

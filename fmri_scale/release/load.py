@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fmri_scale.config import MaskConfig, ModelConfig
+from fmri_scale.config import LossConfig, MaskConfig, ModelConfig
 from fmri_scale.config.check import check_model
 from fmri_scale.errors import CheckpointError, ConfigError
+from fmri_scale.models import MaskedAutoencoder
 from fmri_scale.release import checksums, layout
 from fmri_scale.release.preprocessing import Preprocessing
 from fmri_scale.release.pretrained import Pretrained
@@ -76,6 +77,8 @@ def open_release(folder: Path) -> Pretrained:
     model.preprocessing = read_preprocessing(folder)
     model.mask = _mask(folder, model.preprocessing)
     model.mask_config = masking
+    if isinstance(model.model, MaskedAutoencoder) and "loss" in content:  # releases of earlier versions have none
+        model.model.loss = _fields(LossConfig, folder, content, "loss")
     model.record = layout.read_json(folder / layout.TRAINING)
     model.path = folder
     if model.preprocessing.num_frames != config.num_frames:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fmri_scale.config import MaskConfig, ModelConfig
+from fmri_scale.data import reduced_mask
 from fmri_scale.errors import CheckpointError
 from fmri_scale.models import Backbone, MaskedAutoencoder, draw_mask
 from fmri_scale.release.preprocessing import Preprocessing
@@ -118,7 +119,10 @@ class Pretrained(nn.Module):
         mask = draw_mask(wanted, self.config, seed, 0, clip_ids, volume_BCXYZT.device, num_frames=frames)
         if trained.strategy in ("region", "group"):
             mask = mask._replace(strategy="region")  # the mask token that was trained
-        predicted = model.unpatchify(model(volume_BCXYZT, mask).prediction)
+        brain = None
+        if model.loss.patch_norm and trained.loss_on == "brain":  # patches were normalised by what counted in them
+            brain = reduced_mask(torch.from_numpy(self.mask), self.config.image_size).to(volume_BCXYZT.device)
+        predicted = model.unpatchify(model(volume_BCXYZT, mask, brain, predict=True).prediction)
         return Reconstruction(predicted, self._voxels(mask.hidden, frames))
 
     def extra_repr(self) -> str:

@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 def build_model(config: Config) -> MaskedAutoencoder:
     """Return the model with weights drawn from the seed alone."""
-    model = MaskedAutoencoder(config.model, config.seed)
+    model = MaskedAutoencoder(config.model, config.seed, config.loss)
     _refuse_what_sharding_loses(model)
     log.info("model: %s parameters", f"{cost(config.model).total.parameters:,}")
     return model

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fmri_scale.config import AugmentConfig, Config
+from fmri_scale.config import AugmentConfig, Config, LossConfig
 from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_mask, region_counts
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
@@ -38,8 +38,9 @@ class Objective(nn.Module):
 
 
 def reads_codes(config: Config) -> bool:
-    """Whether the model takes codes as they are: they are not augmented, reduced or normalised frame by frame."""
+    """Whether the model takes codes as they are: not augmented, reduced or normalised by frame, and plainly scored."""
     plain = config.augment == AugmentConfig() and config.data.normalisation in ("run_z", "voxel_z", "none")
+    plain = plain and config.loss == LossConfig()
     return plain and config.model.in_channels == 1 and reduction(config.model.image_size) == (1, 1, 1)
 
 
@@ -48,7 +49,7 @@ class ClipInput:
 
     Attributes
     ----------
-    brain : bool `[X, Y, Z]`, voxels that are scored; None scores all (as published).
+    brain : bool `[X, Y, Z]`, voxels that are scored, or their weights; None scores all alike (as published).
     """
 
     def __init__(self, config: Config, corpora: Sequence[Corpus], device: torch.device) -> None:
@@ -63,6 +64,9 @@ class ClipInput:
         self._brain_M = brain_positions(inside, config.model.patch_size)
         self._atlas = MaskAtlas(config.mask, self._patch, device) if config.mask.atlas else None
         self._anatomy = self._atlas.anatomy(self._brain_M) if self._atlas else Anatomy(brain=self._brain_M)
+        if self._atlas and (config.loss.region_weights or config.loss.equal_regions):
+            weight = self._atlas.voxel_weights(config.loss, reduction(size))
+            self.brain = weight if self.brain is None else weight * self.brain
 
     @torch.no_grad()
     def __call__(

@@ -54,7 +54,7 @@ def draw_reconstruction(
     seen = volume[0, 0].float().cpu().numpy()
     covered = model.unpatchify(hidden.float())[0, 0].cpu().numpy() > 0
     predicted = model.unpatchify(output.prediction.float())[0, 0].cpu().numpy()
-    scored = np.ones(seen.shape[:3], dtype=bool) if brain is None else brain.cpu().numpy()
+    scored = np.ones(seen.shape[:3], dtype=bool) if brain is None else brain.cpu().numpy() > 0
     frame = seen.shape[-1] // 2
     panels = three_panels(seen[..., frame], covered[..., frame], predicted[..., frame], scored)
     centre = [round(axis.mean()) for axis in np.nonzero(scored)]
