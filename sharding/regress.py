@@ -13,7 +13,7 @@ from sharding.errors import InputError
 from sharding.preprocessing import PreprocessingSettings
 from sharding.store import FrameStore
 
-BLOCK_BYTES = 12 * 2**20
+BLOCK_BYTES = 6 * 2**20
 "Size of a block of series as float32; nilearn makes several float64 copies of it."
 
 MIN_KEPT = 0.5
