@@ -171,7 +171,7 @@ class Trainer:
                 self.config.optim,
                 self.step,
                 self.phases,
-                lambda: self.stop.received or self.watch.request(),
+                self._request,
                 lambda: len(self.stream.faults.bad),
             )
             self._count(result)
@@ -244,8 +244,12 @@ class Trainer:
         self.tracker.log(row)
         self.status.write("running", self.step, loss=result.loss)
 
-    def _validate(self) -> float:
-        loss = validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch)
+    def _request(self) -> int:
+        """Return the signal that asks this rank to stop, its own or the one that the job's end amounts to; else 0."""
+        return self.stop.received or self.watch.request()
+
+    def _validate(self) -> float | None:
+        loss = validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch, self._request)
         self.watch.saved(0.0)
         return loss
 

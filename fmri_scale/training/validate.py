@@ -9,6 +9,7 @@ from fmri_scale.config import Config
 from fmri_scale.data import ClipBatch, sample_table, validation_clips
 from fmri_scale.data.validation import weighted_mean
 from fmri_scale.errors import DataError
+from fmri_scale.training.dist import exchange
 from fmri_scale.training.launch import Launch
 from sharding.corpus import Corpus
 
@@ -31,8 +32,12 @@ def validation_loss(
     prepare: Callable[[ClipBatch], tuple],
     config: Config,
     launch: Launch,
-) -> float:
-    """Return the mean loss over `log.validate_clips` clips of the validation split; every rank calls it."""
+    stopping: Callable[[], int],
+) -> float | None:
+    """Return the mean loss over `log.validate_clips` clips of the validation split; every rank calls it.
+
+    None where a rank is `stopping`: a request to stop does not wait for the end of a long validation.
+    """
     batches = validation_clips(
         list(corpora),
         config.data,
@@ -47,6 +52,9 @@ def validation_loss(
     engine.eval()
     with torch.no_grad():
         for batch in batches:
+            if any(signal for (signal,) in exchange([float(stopping())], engine.device)):
+                engine.train()
+                return None
             clips = int(batch.valid.sum())
             total += float(engine(*prepare(batch)).loss) * clips
             count += clips

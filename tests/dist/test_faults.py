@@ -52,6 +52,10 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs.append(job("slow", {"slow": [1, 0.5]}, optim__steps=3, guard__hash_every=1, guard__straggler_ratio=1.5))
     jobs.append(job("flip", {"flip": [1, 3]}, optim__steps=5, engine__zero_stage=0, guard__hash_every=1))
     jobs.append(job("ends", {"ends_in": 124.0, "slow": [0, 0.2]}, optim__steps=500))
+    # of two ranks each has two micro-steps of training and two of validation at every step
+    validated = {"optim__steps": 9, "log__validate_every": 1}
+    jobs.append(job("told_first", {"told_at": [1, 1]}, **validated))
+    jobs.append(job("told_validating", {"told_at": [1, 3]}, **validated))
     (made / "jobs.json").write_text(json.dumps(jobs))
     ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE)
     assert [process.code for process in ended] == [0, 0]
@@ -171,6 +175,16 @@ def test_run_stops_in_time_before_the_jobs_end(runs):
     status = json.loads((runs / "ends" / STATUS).read_text())
     assert (status["state"], status["step"]) == ("requeue", newest(runs / "ends").step)
     assert 0 < status["step"] < 500
+
+
+@pytest.mark.parametrize(("name", "step"), [("told_first", 1), ("told_validating", 2)])
+def test_request_to_stop_is_met_in_the_first_step_and_in_validation(runs, name, step):
+    """One rank is told: all save the same step; a validation that is going on is given up."""
+    for record in records(runs / name):
+        assert record["code"] == REQUEUE
+    assert newest(runs / name).step == step
+    assert json.loads((runs / name / STATUS).read_text())["step"] == step
+    assert not any("val_loss" in row for row in read_metrics(runs / name))
 
 
 def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):

@@ -8,7 +8,7 @@ Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_dis
 `stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves. `slow: [rank, s]`
 sleeps in every micro-step, `hang: [rank, micro-step]` for ever in one; `flip: [rank, step]` changes one bit of one
 weight after a step; `ends_in: s` is the time the job has left; `die_in_save: [rank, file]` is a SIGKILL when a rank
-writes that many files. `forget: step` deletes a checkpoint before the run.
+writes that many files, `told_at: [rank, micro-step]` a SIGTERM there. `forget: step` deletes a checkpoint first.
 """
 
 import contextlib
@@ -63,11 +63,14 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
     forgotten = layout.step_dir(Path(config.run_dir), job.get("faults", {}).get("forget", 0))
     collective.on_rank_0(lambda: shutil.rmtree(forgotten, ignore_errors=True))
     patched = mock.patch.object(build, "build_engine", build_engine)
+    stop = StopRequest().listen()
     with patched, cut(job.get("cut_all", False)), faults(job.get("faults", {}), place.rank):
         try:
-            outcome: dict[str, Any] = {"code": loop.run(config, place, device, StopRequest())}
+            outcome: dict[str, Any] = {"code": loop.run(config, place, device, stop)}
         except FmriScaleError as error:
             outcome = {"error": str(error), "kind": type(error).__name__}
+        finally:
+            stop.release()
     folder = Path(config.run_dir)
     save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
     (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0], config)}))
@@ -131,7 +134,9 @@ def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
 
 
 def wait(wanted: dict[str, Any], rank: int, micro_step: int) -> None:
-    """Be slow, or hang, where this rank is meant to."""
+    """Be slow, hang, or be told to stop, where this rank is meant to."""
+    if [rank, micro_step] == wanted.get("told_at"):
+        os.kill(os.getpid(), signal.SIGTERM)
     slow_rank, seconds = wanted.get("slow", (-1, 0.0))
     hanging_rank, last = wanted.get("hang", (-1, 0))
     time.sleep(1e6 if (rank, micro_step) == (hanging_rank, last) else seconds if rank == slow_rank else 0.0)
