@@ -5,6 +5,7 @@ status.json       running, done, requeue, interrupted or failed; trust it rather
 metrics.jsonl     a row a logged step            bad_steps.jsonl   steps that were skipped, with their clips
 logs/rank_K.log   messages of every rank         pictures/         reconstructions, loss curve
 checkpoints/      see checkpoint/layout.py       wandb/            W&B's own files
+profile/          traces of chosen steps         logs/stacks_rank_K.txt   where each rank stood in a hang
 """
 
 import fcntl

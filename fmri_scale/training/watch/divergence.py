@@ -4,6 +4,7 @@ Ranks that drift apart (a faulty device, a bit that flipped, a step that one ran
 without any other sign. ZeRO 3 cuts most parameters, so that there is one copy only; those it keeps whole are compared.
 """
 
+import hashlib
 import socket
 from collections import Counter
 from typing import Any
@@ -34,12 +35,14 @@ def check(module: nn.Module, step: int) -> None:
     ------
     TrainingError : they differ; on every rank, naming those that are not with the most, and a parameter.
     """
-    everyone: list[dict[str, Any]] = gather({"host": socket.gethostname(), "weights": fingerprints(module)})
-    usual = Counter(tuple(one["weights"].items()) for one in everyone).most_common(1)[0][0]
-    odd = [rank for rank, one in enumerate(everyone) if tuple(one["weights"].items()) != usual]
+    mine = fingerprints(module)
+    digests = gather(hashlib.sha256(repr(sorted(mine.items())).encode()).hexdigest())
+    usual = Counter(digests).most_common(1)[0][0]
+    odd = [rank for rank, digest in enumerate(digests) if digest != usual]
     if not odd:
         return
-    wanted, found = dict(usual), everyone[odd[0]]["weights"]
+    everyone: list[dict[str, Any]] = gather({"host": socket.gethostname(), "weights": mine})
+    wanted, found = everyone[digests.index(usual)]["weights"], everyone[odd[0]]["weights"]
     first = next(name for name in wanted if found.get(name) != wanted[name])
     names = ", ".join(f"{rank} ({everyone[rank]['host']})" for rank in odd)
     raise TrainingError(

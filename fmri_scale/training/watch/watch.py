@@ -41,7 +41,8 @@ class Watch:
         self._spikes = LossSpikes(config.spike_sd, config.spike_window, state)
         (run_dir / "logs").mkdir(exist_ok=True)
         self._hang = HangWatch(config.hang_s, run_dir / "logs" / f"stacks_rank_{rank}.txt", tell)
-        self._end = JobEnd(end_time(), config.end_margin_s)
+        # one rank's word is enough to stop all, and a thousand should not ask the scheduler
+        self._end = JobEnd(end_time() if rank == 0 else None, config.end_margin_s)
         self._slowest: stragglers.Slowest | None = None
         self._step_s = 0.0
 
