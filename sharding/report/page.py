@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sharding.corpus import Corpus
 from sharding.errors import ShardingError
 from sharding.format import SPLITS
@@ -24,6 +26,8 @@ from sharding.write import write_whole
 
 SHOWN = 200
 "Rows of a table of faults; runs.parquet has the rest."
+MOST_NUMBERS = 2000
+"Values of a figure of a dataset, and rows of a list, among the page's numbers."
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1rem 1.5rem 4rem;
@@ -211,8 +215,19 @@ def _numbers(report: Report, brains: list[DatasetBrain]) -> str:
         {"dataset": b.name, "side": b.side, "shift_mm": b.shift_mm, "runs": [dataclasses.asdict(run) for run in b.runs]}
         for b in brains
     ]
-    text = json.dumps({**dataclasses.asdict(report), "brains": lying}, ensure_ascii=True).replace("<", "\\u003c")
+    numbers = dataclasses.asdict(report) | {"brains": lying}
+    numbers |= {name: numbers[name][:MOST_NUMBERS] for name in ("outliers", "failed", "skipped")}
+    for by_dataset in numbers["quality"].values():
+        by_dataset |= {name: _thinned(values) for name, values in by_dataset.items()}
+    text = json.dumps(numbers, ensure_ascii=True).replace("<", "\\u003c")
     return f'<script type="application/json" id="numbers">{text}</script>'
+
+
+def _thinned(values: list[float]) -> list[float]:
+    """At most MOST_NUMBERS of the values, evenly over their ranks."""
+    if len(values) <= MOST_NUMBERS:
+        return values
+    return [float(value) for value in np.quantile(values, np.linspace(0, 1, MOST_NUMBERS), method="nearest")]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

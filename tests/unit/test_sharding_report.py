@@ -17,7 +17,7 @@ from sharding.format import RUNS_SCHEMA
 from sharding.phantom import make_cohort
 from sharding.report.brains import look, mean_image
 from sharding.report.gather import QUALITY, gather, middle_and_spread, outliers
-from sharding.report.page import findings
+from sharding.report.page import MOST_NUMBERS, _thinned, findings
 from sharding.report.sides import compare_sides, mirrored, reference, shift_of
 from tests.helpers.corpora import Segment, write_corpus
 
@@ -262,3 +262,13 @@ def test_page_that_cannot_be_written_is_one_line(folder: Path, tmp_path: Path, c
     assert "choose another --out" in message
     assert main(["report", str(tmp_path / "none")]) == 2
     assert main(["report", str(folder), "--runs", "0"]) == 2
+
+
+def test_numbers_of_a_large_corpus_are_thinned_evenly() -> None:
+    values = np.random.default_rng(0).permutation(10_001).astype(float).tolist()
+    thin = _thinned(values)
+    assert len(thin) == MOST_NUMBERS
+    assert set(thin) <= set(values)
+    assert (thin[0], thin[-1]) == (0.0, 10_000.0)
+    assert np.diff(thin).max() <= 6
+    assert _thinned(values[:50]) == values[:50]
