@@ -1,4 +1,4 @@
-"""Made-up runs of the size and compressibility of real ones, for benchmarks/sharding.py.
+"""Made-up runs of the size and compressibility of real ones, for benchmarks/sharding_speed.py.
 
 As HCP's: float32, 2 mm, stored LAS, 0 outside the brain, gzip level 6 in one stream; a quarter of the values are brain,
 their mantissas noise, and the file is a quarter of its raw size. In the brain: an anatomical level, a slow wave per

@@ -1,12 +1,12 @@
 """What a corpus costs: seconds per run and frames per second and core, beside Python's gzip reading the same file.
 
-python benchmarks/sharding.py [--data DIR] [--rounds 3] [--frames 300] [--long 1200]
+python benchmarks/sharding_speed.py [--data DIR] [--rounds 3] [--frames 300] [--long 1200]
 
 In every round each case runs once, in a process of its own on one core: `gzip.open(file).read` a MiB at a time, then
 `build_corpus` of RUNS links to that file, planning, tables and all, in that one process, from an open interpreter.
 Seconds are per run, of the wall and of the processor; medians over rounds, and of the ratio within a round. Memory is
 the process' peak, of which what importing takes is told apart. The data are made up, see sharding_data.py.
-Writes benchmarks/results/sharding_MACHINE.json and .md.
+Writes benchmarks/results/sharding_speed_MACHINE.json and .md.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
         return
     record = measured(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"sharding_{machine()}"
+    stem = args.out / f"sharding_speed_{machine()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
