@@ -17,6 +17,8 @@ from fmri_scale.models.draws import uniform
 
 LEVELS = 5
 "Equal parts of redundancy, 0 to 1, by which drop rates are told."
+RATES = ("strd_drop_rate", *(f"strd_drop_rate_redundancy_{level / LEVELS:.1f}" for level in range(LEVELS)))
+"Names of the rates: of all tokens, and of those whose redundancy is in the part that begins there."
 
 
 class RedundancyDropout(nn.Module):
@@ -80,11 +82,8 @@ def drop_counts(model: nn.Module) -> Tensor | None:
 def drop_rates(counts: list[float]) -> dict[str, float]:
     """Return drop rates by name from the flat `[2, LEVELS]` counts of a step: of all tokens, and by redundancy."""
     dropped, seen = counts[:LEVELS], counts[LEVELS:]
-    rates = {"strd_drop_rate": sum(dropped) / max(sum(seen), 1.0)}
-    for level, (part, whole) in enumerate(zip(dropped, seen, strict=True)):
-        if whole:
-            rates[f"strd_drop_rate_redundancy_{level / LEVELS:.1f}"] = part / whole
-    return rates
+    by_level = {name: part / whole for name, part, whole in zip(RATES[1:], dropped, seen, strict=True) if whole}
+    return {RATES[0]: sum(dropped) / max(sum(seen), 1.0)} | by_level
 
 
 def _counts(redundancy_N: Tensor, dropped_N: Tensor) -> Tensor:

@@ -272,3 +272,16 @@ def test_numbers_of_a_large_corpus_are_thinned_evenly() -> None:
     assert (thin[0], thin[-1]) == (0.0, 10_000.0)
     assert np.diff(thin).max() <= 6
     assert _thinned(values[:50]) == values[:50]
+
+
+def test_page_of_an_anonymised_corpus_names_no_person_and_no_file(folder: Path) -> None:
+    home = folder.parent
+    (home / "key.txt").write_text("0123456789abcdef0123456789abcdef\n")
+    options = ["--out", str(home / "anonymous"), "--tr", "0.8", "--anonymise", str(home / "key.txt")]
+    assert main(["build", str(home / "runs.tsv"), *options]) == 1
+    assert main(["report", str(home / "anonymous")]) == 0
+    page = (home / "anonymous" / "report.html").read_text()
+    assert numbers(page)["totals"]["runs"] == 10
+    assert len(numbers(page)["failed"]) == 1
+    assert str(home) not in page
+    assert not re.search(r"sub-0\d\b|sub-99|bad&lt;|_bold", page)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fmri_scale.models.strd import RATES
 from fmri_scale.training.phases import PHASES
 
 MOST_POINTS = 1000
@@ -46,6 +47,7 @@ PANELS = (
     Panel("MFU", ("mfu",), "fraction of the peak of dense bf16"),
     Panel("Memory", ("peak_memory_gb",), "peak so far, GB (1e9 bytes), rank 0"),
     Panel("Masked", ("masked_fraction", "masked_fraction_brain"), "fraction of tokens hidden"),
+    Panel("Redundancy dropout", RATES, "share of tokens dropped, by redundancy from", top=0.1),
     Panel("Bad steps, clips, spikes", ("skipped_steps", "substituted_clips", "loss_spikes"), "count so far", top=1.0),
     Panel("Epoch", ("epoch",), "passes over the data"),
 )
