@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fmri_scale.config import MaskConfig, ModelConfig
 from fmri_scale.errors import DataError
+from fmri_scale.kernels.clips import CodedClips
 from fmri_scale.kernels.strd import scores
 from fmri_scale.models import Backbone, MaskedAutoencoder, TokenMask
 from fmri_scale.models.masking import unit_of_token
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the computation")
     parser.add_argument("--backend", default="auto", help="kernels: auto, torch, triton or mamba_ssm")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--codes", action="store_true", help="autoencoders read int8 codes, as in training")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.cases:
         case, arguments = read_case(path)
         try:
-            errors = compare(case, arguments, DTYPES[args.dtype], args.backend, torch.device(args.device))
+            errors = compare(case, arguments, DTYPES[args.dtype], args.backend, torch.device(args.device), args.codes)
         except KeyError as error:
             raise DataError(f"{path}: no golden case, it lacks {error}") from error
         worst = max(worst, *errors.values())
@@ -75,8 +77,20 @@ def read_case(path: Path) -> tuple[Case, dict[str, Any]]:
         raise DataError(f"{path}: cannot be read as a golden case: {error}") from error
 
 
-def compare(case: Case, arguments: dict[str, Any], dtype: torch.dtype, backend: str, device: torch.device) -> Errors:
-    """Return the relative error of every quantity of a case, gradients as `grad.NAME`."""
+def compare(
+    case: Case,
+    arguments: dict[str, Any],
+    dtype: torch.dtype,
+    backend: str,
+    device: torch.device,
+    codes: bool = False,
+) -> Errors:
+    """Return the relative error of every quantity of a case, gradients as `grad.NAME`.
+
+    Parameters
+    ----------
+    codes : give an autoencoder the int8 input itself, which it embeds and scores without a volume.
+    """
     if "score" in case:
         return {"score": _score_error(case, arguments, dtype, backend, device)}
     config = config_from_published(arguments)
@@ -84,13 +98,27 @@ def compare(case: Case, arguments: dict[str, Any], dtype: torch.dtype, backend: 
     config.num_frames = arguments["frames"]
     weights = from_published({k[6:]: v.to(dtype) for k, v in case.items() if k.startswith("param.")}, config)
     volume = (case["x_int8"].to(dtype) * case["scale"].to(dtype)).to(device)
-    run_model = _run_autoencoder if arguments["model"] == "NeuroSTORMMAE" else _run_encoder
-    ours, gradients = run_model(config, weights, volume, case, arguments)
+    if arguments["model"] == "NeuroSTORMMAE":
+        clips = coded_clips(case, config, device) if codes else volume
+        ours, gradients = _run_autoencoder(config, weights, clips, case, arguments)
+    else:
+        ours, gradients = _run_encoder(config, weights, volume)
     errors = {name: relative_error(value, case[IN_FILE[name]]) for name, value in ours.items()}
     for name, gradient in to_published(gradients).items():
         theirs = case.get(f"grad.{name}", torch.zeros_like(gradient))
         errors[f"grad.{name}"] = relative_error(gradient, theirs)
     return errors
+
+
+def coded_clips(case: Case, config: ModelConfig, device: torch.device) -> CodedClips:
+    """Return the input of a case as clips of which every voxel lies in the brain."""
+    codes_BTV = case["x_int8"][:, 0].flatten(1, 3).transpose(1, 2).contiguous().to(device)
+    batch, _, voxels = codes_BTV.shape
+    step_B2V = torch.stack([torch.zeros(voxels), case["scale"].expand(voxels)]).expand(batch, 2, voxels).to(device)
+    one, zero = torch.ones(batch, device=device), torch.zeros(batch, device=device)
+    everywhere = torch.arange(voxels, dtype=torch.int32, device=device)
+    (x, y, z), (px, py, pz) = config.image_size, config.patch_size[:3]
+    return CodedClips(codes_BTV, step_B2V, one, zero, zero, everywhere, (x, y, z), (px, py, pz))
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -112,27 +140,26 @@ def format_row(name: str, errors: Errors) -> str:
 
 
 def _run_autoencoder(
-    config: ModelConfig, weights: Case, volume: Tensor, case: Case, arguments: dict[str, Any]
+    config: ModelConfig, weights: Case, clips: Tensor | CodedClips, case: Case, arguments: dict[str, Any]
 ) -> tuple[Case, Case]:
-    model = MaskedAutoencoder(config).to(volume)
+    inputs = clips.codes if isinstance(clips, CodedClips) else clips
+    model = MaskedAutoencoder(config).to(inputs.device, weights["decoder.head.weight"].dtype)
     model.load_state_dict(weights)
     strategy = STRATEGIES[arguments["spatial_mask"]]
-    hidden = case["mask"].bool().to(volume.device)
+    hidden = case["mask"].bool().to(inputs.device)
     if strategy == "window":
-        window_N, _ = unit_of_token(MaskConfig(strategy="window"), config, volume.shape[-1], volume.device)
+        window_N, _ = unit_of_token(MaskConfig(strategy="window"), config, config.num_frames, inputs.device)
         hidden = hidden[:, window_N]
-    grid = (*token_grid(config), volume.shape[-1])
-    mask = TokenMask.given(hidden, grid, strategy, torch.arange(len(volume), device=volume.device))
-    output = model(volume, mask, predict=True)
+    grid = (*token_grid(config), config.num_frames)
+    mask = TokenMask.given(hidden, grid, strategy, torch.arange(len(inputs), device=inputs.device))
+    output = model(clips, mask, predict=True)
     output.loss.backward()
     prediction = model.unpatchify(output.prediction).flatten()[::PREDICTION_STRIDE]
     latent = output.latent.permute(0, 5, 1, 2, 3, 4)
     return {"loss": output.loss, "latent": latent, "prediction": prediction}, _gradients(model)
 
 
-def _run_encoder(
-    config: ModelConfig, weights: Case, volume: Tensor, case: Case, arguments: dict[str, Any]
-) -> tuple[Case, Case]:
+def _run_encoder(config: ModelConfig, weights: Case, volume: Tensor) -> tuple[Case, Case]:
     model = torch.nn.ModuleDict({"backbone": Backbone(config)}).to(volume)
     model.load_state_dict(weights)
     latent = model["backbone"](volume)

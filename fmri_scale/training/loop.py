@@ -324,8 +324,9 @@ class Trainer:
         passes = optim.global_batch // (optim.micro_batch * ranks)
         split = (counted(ranks, "rank"), counted(passes, "forward pass"), counted(optim.micro_batch, "clip"))
         log.info(
-            "%s on %s, ZeRO %d, %s; a step is %s: %s x %s x %s",
+            "%s on %s, ZeRO %d, %s; a step is %s: %s x %s x %s; the model reads %s",
             *(split[0], self.device.type, engine.zero_stage, engine.dtype, counted(optim.global_batch, "clip"), *split),
+            "codes" if self.prepare.reads_codes else "volumes",
         )
 
     @property

@@ -16,6 +16,15 @@ from tests.helpers.tiny_training import arguments, write_tiny_corpus
 pytestmark = pytest.mark.dist
 
 STAGES = (0, 1, 2, 3)
+CODES = {
+    "optim__steps": 10,
+    "model__image_size": [96, 96, 96],
+    "model__patch_size": [12, 12, 12, 1],
+    "mask__strategy": "window",
+    "log__validate_every": 5,
+    "model__prompt_len": 2,
+}
+"What lets the model read codes: the image is the corpus' grid."
 TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 
@@ -37,9 +46,13 @@ def runs(tmp_path_factory) -> Path:
     offload = {"optim__steps": 6, "engine__offload_optimizer": "cpu"}
     two.append(job("offload_1", engine__zero_stage=1, **offload))
     two.append(job("offload_3", engine__zero_stage=3, engine__offload_parameters="cpu", **offload))
-    for world_size, jobs in ((1, [job("one", optim__micro_batch=2, **common)]), (2, two)):
+    two.append(job("codes_0", engine__zero_stage=0, **CODES))
+    cut = [("codes_3", False), ("codes_3_recomputed", True)]
+    two += [job(n, engine__zero_stage=3, model__checkpoint_blocks=r, **CODES) | {"cut_all": True} for n, r in cut]
+    one = [job("one", optim__micro_batch=2, **common), job("codes_one", optim__micro_batch=2, **CODES)]
+    for world_size, jobs in ((1, one), (2, two)):
         (folder / "jobs.json").write_text(json.dumps(jobs))
-        ended = run_ranks([str(folder / "jobs.json")], world_size, folder, TRAINEE)
+        ended = run_ranks([str(folder / "jobs.json")], world_size, folder, TRAINEE, timeout_s=500.0)
         assert [process.code for process in ended] == [0] * world_size
     return folder
 
@@ -56,6 +69,25 @@ def test_loss_curve_does_not_depend_on_ranks_or_zero_stage(runs, stage):
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=0)
     norms = [[row["grad_norm"] for row in read_metrics(runs / name)] for name in ("one", f"zero_{stage}")]
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["codes_0", "codes_3", "codes_3_recomputed"])
+def test_training_on_codes_does_not_depend_on_ranks_zero_stage_or_recomputation(runs, name):
+    """Through every operator of the kernels, with each weight that they take cut in two under ZeRO 3."""
+    reference, found = (read_metrics(runs / run) for run in ("codes_one", name))
+    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-3)):
+        values = [row[key] for row in reference]
+        assert len(values) == 10
+        assert [row[key] for row in found] == pytest.approx(values, rel=tolerance)
+    assert reference[-1]["loss"] < 0.97 * reference[0]["loss"], "nothing was learnt, so nothing is compared"
+    validated = [[row["val_loss"] for row in rows if "val_loss" in row] for rows in (reference, found)]
+    assert validated[1] == pytest.approx(validated[0], rel=1e-4)
+    assert "reads codes" in (runs / name / "logs" / "rank_0.log").read_text()
+    assert json.loads((runs / name / "record_0.json").read_text())["whole_parameters"] == 0
+
+
+def test_the_small_image_is_read_as_volumes(runs):
+    assert "reads volumes" in (runs / "zero_0" / "logs" / "rank_0.log").read_text()
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -52,7 +52,8 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
     """Train one run and write its record."""
     from fmri_scale.training import build, loop
 
-    config = read_arguments(job["arguments"])
+    own = job.get("arguments_of_rank_1", []) if place.rank == 1 else []
+    config = read_arguments([*job["arguments"], *own])
     engines: list[Any] = []
     original = build.build_engine
 
@@ -72,8 +73,10 @@ def run_job(job: dict[str, Any], place: launch.Launch, device: torch.device) -> 
         finally:
             stop.release()
     folder = Path(config.run_dir)
-    save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
-    (folder / f"record_{place.rank}.json").write_text(json.dumps({**outcome, **facts(engines[0], config)}))
+    if engines:
+        save_live_weights(engines[0], folder / f"live_{place.rank}.safetensors")
+        outcome |= facts(engines[0], config)
+    (folder / f"record_{place.rank}.json").write_text(json.dumps(outcome))
     copies = job.get("copies", [])
     collective.on_rank_0(lambda: [shutil.copytree(folder, copy) for copy in copies])
 

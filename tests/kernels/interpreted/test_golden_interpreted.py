@@ -1,0 +1,63 @@
+"""The published model's numbers through the Triton kernels, interpreted: the public model, its codes, every gradient.
+
+The interpreter takes milliseconds a token, so mixers of fine grids run in torch here: the finest stage's of the
+autoencoder, and all but the last two stages' of the encoder with prompts. Everything else is Triton's.
+"""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmri_scale.cli.parity import compare, read_case
+from fmri_scale.models import mixer
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+@pytest.fixture
+def used(monkeypatch) -> set[str]:
+    """Names of the operations whose Triton form runs."""
+    found: set[str] = set()
+
+    def watch(operation: str, name: str) -> None:
+        module = importlib.import_module(f"fmri_scale.kernels.{operation}.triton")
+        original = getattr(module, name)
+
+        def watched(*args, **kwargs):
+            found.add(f"{operation} {name}")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, watched)
+
+    for operation in ("embed", "conv", "scan"):
+        watch(operation, "forward")
+        watch(operation, "backward")
+    watch("loss", "forward")
+    watch("strd", "scores")
+    return found
+
+
+MIXERS = {"conv forward", "conv backward", "scan forward", "scan backward"}
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "most_tokens", "kernels"),
+    [
+        ("mae_random_t6", True, 512, MIXERS | {"embed forward", "embed backward", "loss forward"}),
+        ("encoder_prompt", False, 64, MIXERS),
+        ("strd", False, 0, {"strd scores"}),
+    ],
+)
+def test_published_numbers_come_out_of_the_triton_kernels(name, codes, most_tokens, kernels, used, monkeypatch):
+    original = mixer.Layout
+
+    def layout(windows, rank, states, backend):
+        return original(windows, rank, states, backend if windows.num_tokens <= most_tokens else "torch")
+
+    monkeypatch.setattr(mixer, "Layout", layout)
+    case, arguments = read_case(GOLDEN / f"{name}.safetensors")
+    errors = compare(case, arguments, torch.float32, "triton", torch.device("cpu"), codes)
+    assert max(errors.values()) < 1e-4, errors
+    assert used == kernels
