@@ -1,0 +1,185 @@
+"""The place among peers: benchmarks/README.md, made from the figures in benchmarks/results/ and nothing else.
+
+python benchmarks/peers.py            write the page
+python benchmarks/peers.py --check    exit code 1 where the page is not the one that the results give
+
+A comparison is a row: ours, the peer's, and how many times better ours is (below 1: worse, and said so). A results file
+that is not there, or a figure it lacks, gives a line under "Not measured". Every row names machine, date and load.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PAGE = HERE / "README.md"
+PEERS = ("webdataset", "mosaicml-streaming", "litdata", "megatron-energon")
+HEAD = """# The place among peers
+
+Made by `python benchmarks/peers.py` from [results/](results); no figure here is typed. "Times better" is above 1 where
+ours wins and below 1 where it loses. A load well above 0 means that others used the machine meanwhile; ratios of
+interleaved runs and processor seconds bear that, wall times do not.
+"""
+NEVER = (
+    "training step on a GPU, beside the published NeuroSTORM (`benchmarks/step.py --published DIR` is ready) and SwiFT",
+    "any kernel on a GPU (`benchmarks/kernels.py` is ready; `results/static.md` counts compiled instructions)",
+    "peak memory of the published training step on a CPU",
+    "sharding beside the published preprocessing scripts",
+    "time from an empty machine to the first training step, and installation without a compiler, as figures",
+    "anything on more than one machine, and any real object store",
+)
+"What no results file holds yet."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A comparison; `times` is how many times better ours is."""
+
+    question: str
+    ours: str
+    peer: str
+    times: float
+    command: str
+    source: Path
+    when: str
+
+
+def main() -> int:
+    """Write or check the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    text = page()
+    if parser.parse_args().check:
+        return 0 if PAGE.exists() and PAGE.read_text() == text else 1
+    PAGE.write_text(text)
+    return 0
+
+
+def page() -> str:
+    """Return the page."""
+    found, missing = [], list(NEVER)
+    for name, (rows_of, what) in SOURCES.items():
+        files = sorted(RESULTS.glob(name))
+        if not files:
+            missing.append(what)
+        for path in files:
+            found += rows_of(json.loads(path.read_text()), path)
+    lines = [HEAD, "| question | ours | peer | times better | command | measured |", "|---|---|---|---|---|---|"]
+    for row in found:
+        link = f"[{row.when}](results/{row.source.with_suffix('.md').name})"
+        times = f"**{_figure(row.times)}**" + (" (loses)" if row.times < 1 else "")
+        lines.append(f"| {row.question} | {row.ours} | {row.peer} | {times} | `{row.command}` | {link} |")
+    lines += ["", "## Not measured", "", *(f"- {line}" for line in missing), "", "## All results", ""]
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text())
+        lines.append(f"- [{path.stem}](results/{path.with_suffix('.md').name}): {_when(record)}")
+    return "\n".join(lines) + "\n"
+
+
+def step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """A training step on a CPU beside the published code's, where that was timed for the same model."""
+    if "published" not in record:
+        return
+    for part in ("forward", "backward", "both"):
+        seconds = [sum(side[f"{p}_s"] for p in PARTS[part]) for side in (record, record["published"])]
+        yield Row(
+            f"training step of the {record['model']} model on a CPU, one clip: {part}, s",
+            _figure(seconds[0]),
+            f"published NeuroSTORM with mamba's reference scan, timed before on two such cores: {_figure(seconds[1])}",
+            seconds[1] / seconds[0],
+            record["command"],
+            path,
+            _when(record),
+        )
+
+
+PARTS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
+
+
+def loader_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """Clips per second of processor time, and the wait for the first, beside four loaders with as many processes."""
+    rows = {(row["system"], row["workers"]): row for row in record["rows"] if not row["options"]}
+    measures = (
+        ("gb_per_processor_s", "read, GB per processor second", False),
+        ("first_batch_s", "wait for the first batch, s", True),
+    )
+    for key, what, less in measures:
+        for workers in (1, 2):
+            for peer in PEERS:
+                if (peer, workers) not in rows:
+                    continue
+                ours, theirs = rows["ours", workers][key], rows[peer, workers][key]
+                yield Row(
+                    f"loader, {workers} process{'es' * (workers > 1)}: {what}",
+                    _figure(ours),
+                    f"{peer}: {_figure(theirs)}",
+                    theirs / ours if less else ours / theirs,
+                    "python benchmarks/loader.py",
+                    path,
+                    _when(record),
+                )
+
+
+def sharding_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """A whole build of a run beside inflating its file."""
+    for kind, row in record["rows"].items():
+        yield Row(
+            f"shards of a {kind} run of {record['source_frames']} volumes, whole build on one core, s",
+            _figure(row["build_s"]),
+            f"Python's gzip, inflating alone: {_figure(row['gzip_s'])}",
+            1 / row["times_gzip"],
+            "python benchmarks/sharding_speed.py",
+            path,
+            _when(record),
+        )
+
+
+def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """Unexplained variance of a series after int8, with a scale for each voxel and with one for the run."""
+    series = {row["series"]: row["median"] for row in record["round_trip"]}
+    for name, ours in series.items():
+        what, _, kind = name.rpartition(": ")
+        if kind != "a scale a voxel":
+            continue
+        theirs = series[f"{what}: one scale a run"]
+        yield Row(
+            f"int8 round trip, {what}: median correlation (times: unexplained variance)",
+            f"{ours:.5f}",
+            f"one scale a run, as published: {theirs:.5f}",
+            (1 - theirs**2) / (1 - ours**2),
+            "python benchmarks/fidelity.py",
+            path,
+            _when(record),
+        )
+
+
+SOURCES = {
+    "step_cpu_*.json": (step_rows, "training step on a CPU"),
+    "loader_[!s]*.json": (loader_rows, "loader beside its peers"),
+    "sharding_speed_*.json": (sharding_rows, "sharding beside gunzip (`benchmarks/sharding_speed.py` is ready)"),
+    "fidelity_*.json": (fidelity_rows, "fidelity of int8"),
+}
+"Names of results files: the rows they give, and what is not measured without them."
+
+
+def _figure(value: float) -> str:
+    """Return a number with three digits, whole from 100 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _when(record: dict[str, Any]) -> str:
+    """Return machine, date and load of a record, as far as it tells them."""
+    load = record.get("load_before", record.get("load"))
+    if isinstance(load, list):
+        load = max(load)
+    told = [record.get("machine", record.get("gpu")), record.get("date"), None if load is None else f"load {load:.1f}"]
+    return ", ".join(str(part) for part in told if part)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
