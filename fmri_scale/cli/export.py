@@ -6,7 +6,7 @@ fmri-scale export runs/base/checkpoints/step_00000500 --out release --encoder-on
 
 import argparse
 
-from fmri_scale.release.weights import DTYPES
+from fmri_scale.release.weights import DTYPES, WEIGHTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a release that is there")
     parser.add_argument("--encoder-only", action="store_true", help="leave the decoder and the mask tokens out")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32", help="of the stored weights (default fp32)")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="ema: their moving average (optim.ema_decay); raw: of the last step; auto (default): ema if there is one",
+    )
     parser.add_argument("--name", default="", help="title of the model card (default: the run folder's name)")
     parser.add_argument("--licence", default="", help="licence of the weights as the hub names it, e.g. cc-by-4.0")
 
@@ -28,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     settings = ExportSettings(
         contents="encoder" if args.encoder_only else "autoencoder",
         dtype=args.dtype,
+        weights=args.weights,
         name=args.name,
         licence=args.licence,
     )

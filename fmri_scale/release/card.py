@@ -127,6 +127,7 @@ def _training(record: dict[str, Any]) -> str:
         return "Not recorded: the weights were imported (see import.json)."
     optim, curve = record["config"]["optim"], record["loss_curve"]
     facts = {
+        "Weights": _weights(record),
         "Weights before": _origin(record["started_from"]),
         "Optimizer steps": f"{record['steps']:,}",
         "Clips, frames seen": f"{record['clips']:,}, {record['frames']:,}",
@@ -142,6 +143,12 @@ def _training(record: dict[str, Any]) -> str:
         "Software": ", ".join(f"{k} {v}" for k, v in record["software"].items()),
     }
     return _table(facts) + "\n\nThe configuration, the loss curve and all figures are in `training.json`."
+
+
+def _weights(record: dict[str, Any]) -> str:
+    if record.get("weights") == "ema":
+        return f"moving average, decay {record['config']['optim']['ema_decay']}"
+    return "those of the last step"
 
 
 def _origin(start: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fmri_scale import __version__
-from fmri_scale.checkpoint import consolidated_state, locate, read_config, read_state
+from fmri_scale.checkpoint import average, consolidated_state, locate, read_config, read_state
 from fmri_scale.checkpoint import layout as checkpoint_layout
 from fmri_scale.config import LossConfig, MaskConfig, ModelConfig
 from fmri_scale.errors import CheckpointError
@@ -40,6 +40,8 @@ class ExportSettings:
     "autoencoder (with decoder and mask tokens), or encoder alone."
     dtype: str = "fp32"
     "fp32 or bf16, of the stored weights."
+    weights: str = "auto"
+    "ema (their moving average, optim.ema_decay), raw (those of the last step), or auto: ema where the run kept one."
     name: str = ""
     "Title of the model card; empty takes the run folder's name."
     licence: str = ""
@@ -67,11 +69,12 @@ def export(
     checkpoint = locate(source)
     config, state = read_config(checkpoint.path), read_state(checkpoint.path)
     corpus, mask_file = read_corpus(checkpoint), checkpoint.path / checkpoint_layout.MASK
-    weights = consolidated_state(checkpoint.path)
+    averaged = settings.weights == "ema" or (settings.weights == "auto" and average.is_kept(checkpoint.path))
+    weights = consolidated_state(checkpoint.path, averaged)
     with torch.device("meta"):
         expected = MaskedAutoencoder(config.model).state_dict()
     check_shapes(shapes_of(weights), shapes_of(expected), str(checkpoint.path))
-    record = training_record(checkpoint, config, state, corpus)
+    record = training_record(checkpoint, config, state, corpus) | {"weights": "ema" if averaged else "raw"}
     preprocessing = _preprocessing(mask_file, corpus, config.data.normalisation, config.model.num_frames)
     named = dataclasses.replace(settings, name=settings.name or _run_name(checkpoint.path))
     with layout.staged_folder(out, overwrite) as folder:

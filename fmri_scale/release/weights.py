@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from fmri_scale.errors import CheckpointError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WEIGHTS = ("auto", "ema", "raw")
+"What a release may hold: the moving average, the weights of the last step, or the first where a run kept it."
 NAMED = 8
 "Keys an error names of each kind before it only counts."
 

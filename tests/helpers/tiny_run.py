@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fmri_scale.checkpoint import CheckpointDir, TrainingState, layout
+from fmri_scale.checkpoint import average as averages
 from fmri_scale.checkpoint.commit import save
 from fmri_scale.config import Config, DataConfig, MaskConfig, ModelConfig
 from fmri_scale.models import MaskedAutoencoder
@@ -69,9 +70,17 @@ def corpus_facts(mask: np.ndarray) -> dict:
 
 
 def write_run(
-    run_dir: Path, config: Config | None = None, step: int = 30, seed: int = 3, corpus: Path | None = None
+    run_dir: Path,
+    config: Config | None = None,
+    step: int = 30,
+    seed: int = 3,
+    corpus: Path | None = None,
+    average: dict[str, torch.Tensor] | None = None,
 ) -> CheckpointDir:
-    """Commit a checkpoint into a run folder, and metrics beside it; of a made-up corpus unless one is given."""
+    """Commit a checkpoint into a run folder, and metrics beside it; of a made-up corpus unless one is given.
+
+    `average` is kept beside the weights, as the whole of one rank.
+    """
     config, mask = config or tiny_config(), brain_mask()
     run_dir.mkdir(parents=True, exist_ok=True)
     if corpus is None:
@@ -95,7 +104,10 @@ def write_run(
         path = folder / layout.ENGINE / "mp_rank_00_model_states.pt"
         path.parent.mkdir()
         torch.save({"module": {f"model.{name}": value for name, value in weights_of(config, seed).items()}}, path)
-        return [path]
+        if average is None:
+            return [path]
+        flat = {f"model.{name}": value.flatten() for name, value in average.items()}
+        return [path, averages.write(folder, 0, flat)]
 
     attachments = {name: run_dir / name for name in ("corpus.json", "mask.nii.gz")}
     return save(run_dir, state, config, write_engine, {"torch": "x"}, attachments)

@@ -116,6 +116,33 @@ def test_bf16_weights_are_the_rounded_ones(run, tmp_path):
         assert torch.equal(model.model.state_dict()[name], value.bfloat16().float()), name
 
 
+@pytest.fixture(scope="module")
+def averaged_run(tmp_path_factory) -> Path:
+    """A run that kept an average of its weights; here they are those of another seed."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    config = tiny_config()
+    config.optim.ema_decay = 0.99
+    write_run(folder, config, average=weights_of(config, seed=8))
+    return folder
+
+
+@pytest.mark.parametrize(("choice", "seed", "told"), [("auto", 8, "ema"), ("ema", 8, "ema"), ("raw", 3, "raw")])
+def test_averaged_weights_are_released_where_there_are_any_unless_told(averaged_run, tmp_path, choice, seed, told):
+    assert cli.main(["export", str(averaged_run), "--out", str(tmp_path / "out"), "--weights", choice]) == 0
+    model = fmri_scale.from_pretrained(tmp_path / "out")
+    for name, value in weights_of(tiny_config(), seed).items():
+        assert torch.equal(model.model.state_dict()[name], value), name
+    assert model.record["weights"] == told
+    row = {"ema": "| Weights | moving average, decay 0.99 |", "raw": "| Weights | those of the last step |"}[told]
+    assert row in (tmp_path / "out" / layout.CARD).read_text()
+
+
+def test_an_average_that_was_not_kept_is_asked_for_in_vain(run, tmp_path, capsys):
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "out"), "--weights", "ema"]) == 2
+    assert "keeps no average of the weights; train with optim.ema_decay" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_byte_counts(copy):
     """Flip one byte of every file, in its middle and at its ends: each is refused by name."""
     for path in sorted(copy.iterdir()):
@@ -213,6 +240,7 @@ def test_training_record_is_taken_from_the_run_and_names_no_path(release):
     text = (release / layout.TRAINING).read_text()
     record = json.loads(text)
     assert record["steps"] == 30
+    assert record["weights"] == "raw"
     assert record["frames"] == 30 * 8 * 6
     assert record["data"]["corpus_id"] == CORPUS_ID
     assert record["data"]["datasets"] == {
