@@ -80,7 +80,7 @@ def read_existing(out: Path) -> Existing | None:
         index, runs = pq.read_table(out / "index.parquet"), pq.read_table(out / "runs.parquet")
         names = {shard["name"] for shard in meta["shards"]}
         index = _of_shards(index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA), names)
-        runs = _cut_runs(runs.select(RUNS_SCHEMA.names).cast(RUNS_SCHEMA), names)
+        runs = _cut_runs(_with_all_columns(runs), names)
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, pa.ArrowException):
         return None
     return Existing(out, meta, meta["shards"], index, runs)
@@ -104,6 +104,14 @@ def require_existing(out: Path) -> Existing:
 
 def _of_shards(table: pa.Table, names: Collection[str]) -> pa.Table:
     return table.filter(pc.is_in(table["shard"], value_set=pa.array(sorted(names), pa.string())))
+
+
+def _with_all_columns(runs: pa.Table) -> pa.Table:
+    """Rows of runs.parquet as this version writes them: what an earlier one did not measure is null."""
+    for item in RUNS_SCHEMA:
+        if item.name not in runs.column_names:
+            runs = runs.append_column(item, pa.nulls(len(runs), item.type))
+    return runs.select(RUNS_SCHEMA.names).cast(RUNS_SCHEMA)
 
 
 def _cut_runs(runs: pa.Table, names: Collection[str]) -> pa.Table:

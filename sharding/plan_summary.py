@@ -5,7 +5,11 @@ from collections import Counter
 from sharding.discover.source import LeftOut
 from sharding.discover.summary import describe_left_out
 from sharding.format import SPLITS
-from sharding.plan import Plan
+from sharding.plan import Plan, PlannedRun
+from sharding.timing import header_tr, repetition_time
+
+HEADER_TOLERANCE = 0.02
+"Relative difference of a header's TR from the one that is used, above which it is pointed out."
 
 
 def describe_plan(plan: Plan) -> str:
@@ -24,9 +28,31 @@ def describe_plan(plan: Plan) -> str:
         "people: " + ", ".join(f"{name} {splits[name]:,}" for name in SPLITS),
         *(f"images: {count:,} of {kind}" for kind, count in kinds.most_common(8)),
         *([f"images: {len(kinds) - 8:,} more kinds"] if len(kinds) > 8 else []),
+        *_times(runs),
         *describe_left_out([LeftOut(r.source.path, _reason(r.reason), r.status == "failed") for r in plan.rejected]),
     ]
     return "\n".join(lines)
+
+
+def _times(runs: list[PlannedRun]) -> list[str]:
+    """Repetition times, and where a header says another than what is used."""
+    used = [repetition_time(run.info, run.source.tr)[0] for run in runs]
+    counts = Counter(used).most_common(8)
+    lines = [
+        "TR: " + ", ".join(f"{tr:g} s {count:,}" for tr, count in counts) + (", ..." if len(set(used)) > 8 else "")
+    ]
+    unlike = [
+        (run, tr)
+        for run, tr in zip(runs, used, strict=True)
+        if (said := header_tr(run.info)) and abs(said - tr) > HEADER_TOLERANCE * tr
+    ]
+    if unlike:
+        run, tr = unlike[0]
+        lines.append(
+            f"LOOK: {len(unlike):,} headers say another TR than their sidecar, table or --tr, which is used, such as "
+            f"{header_tr(run.info):g} s, not {tr:g} s, of {run.source.alias or run.source.path}"
+        )
+    return lines
 
 
 def _reason(reason: str) -> str:

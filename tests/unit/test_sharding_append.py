@@ -216,3 +216,19 @@ def test_append_holds_the_lock_of_the_corpus(corpus: Path, source: Path, monkeyp
     monkeypatch.setattr(append, "write_corpus_files", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         add(source, corpus)
+
+
+def test_corpus_of_an_earlier_version_grows_without_what_was_not_measured_then(corpus: Path, source: Path) -> None:
+    runs, meta = pq.read_table(corpus / "runs.parquet"), json.loads((corpus / "corpus.json").read_text())
+    pq.write_table(runs.drop_columns(["int8_corr_p5", "mask_dice"]), corpus / "runs.parquet")
+    for name in ("geometry", "interpolation", "time_interpolation", "confounds", "scrub_fd_mm"):
+        del meta["settings"]["preprocessing"][name]
+    del meta["settings"]["pseudonyms"]
+    (corpus / "corpus.json").write_text(json.dumps(meta))
+    add(source, corpus)
+    after = pq.read_table(corpus / "runs.parquet").to_pylist()
+    assert [run["int8_corr_p5"] is None for run in sorted(after, key=lambda run: run["subject"])] == [True] * 2 + [
+        False
+    ] * 2
+    stored = open_corpus(corpus).meta["settings"]["preprocessing"]
+    assert stored["time_interpolation"] == "linear"  # as it was made

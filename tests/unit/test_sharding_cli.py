@@ -228,8 +228,23 @@ def test_dry_run_says_what_would_be_made_and_writes_nothing(tmp_path: Path, caps
     assert said[2].startswith("left out: 2 (space-MNI152NLin6Asym res-2 of the same run is taken), such as ")
     assert said[3].startswith("would make 1 shards, 0.0")
     assert said[3].endswith("2 runs of 1 people, 54 frames")
+    assert "TR: 1 s 2" in said
     assert said[-1].startswith("CANNOT BE USED: 1 (too short: 3 volumes of 1 s make 3 frames of 0.8 s")
     assert not out.exists()
+
+
+def test_dry_run_points_out_headers_that_contradict_their_sidecars(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = bids_tree(tmp_path / "study")
+    folder = fmriprep_run(source, "sub-01_task-rest", (MNI6,))
+    next(folder.glob("*_bold.json")).write_text('{"RepetitionTime": 2.0}')
+    assert main(["build", str(source), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "TR: 2 s 1" in said
+    assert (
+        "LOOK: 1 headers say another TR than their sidecar, table or --tr, which is used, such as 1 s, not 2 s" in said
+    )
 
 
 def test_every_option_of_preprocessing_reaches_the_corpus(tmp_path: Path) -> None:
