@@ -125,6 +125,20 @@ def _tokens(
     return Hidden(None, epochs, clip_ids, seed, hidden_units(mask, units), unit)
 
 
+def strategies(mask: MaskConfig) -> set[str]:
+    """Return what may be drawn at any step: the strategy itself, or those of a mixture."""
+    return set(mask.mixture) | set(mask.mixture_start) if mask.strategy == "mixture" else {mask.strategy}
+
+
+def check_draws(mask: MaskConfig, model: ModelConfig, anatomy: Anatomy) -> None:
+    """Raise ConfigError where a mask cannot be drawn at some step of the run: at its first or its last ratio."""
+    clip = torch.zeros(1, dtype=torch.int64)
+    for strategy in sorted(strategies(mask)):
+        for step in (0, None):
+            part = replace(at_step(mask, step), strategy=strategy, schedule_steps=0)
+            draw_mask(part, model, 0, 0, clip, "cpu", anatomy)
+
+
 def hidden_units(mask: MaskConfig, units: int) -> int:
     """Return how many of `units` are hidden; ConfigError where that is none or all."""
     count = round(mask.ratio * units)

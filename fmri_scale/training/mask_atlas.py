@@ -31,6 +31,8 @@ class MaskAtlas:
 
     def __init__(self, mask: MaskConfig, patch: Sequence[int], device: torch.device) -> None:
         if is_atlas(mask.atlas):
+            if mask.labels:
+                raise ConfigError(f"mask.labels={mask.labels}: {mask.atlas} has its own names and groups; leave it out")
             atlas = load_atlas(mask.atlas)
             labels, table, self.vote = atlas.labels, atlas.regions, atlas.method == "vote"
         else:

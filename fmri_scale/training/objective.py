@@ -17,7 +17,9 @@ from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_ma
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
 from fmri_scale.kernels.clips import CodedClips, normalise, voxel_lookup
-from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
+from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, clip_keys, draw_mask
+from fmri_scale.models.contrastive import ClipViews
+from fmri_scale.models.masking import check_draws, strategies
 from fmri_scale.training.mask_atlas import MaskAtlas
 from sharding.corpus import Corpus
 from sharding.format import GRID_SHAPE
@@ -62,9 +64,12 @@ class ClipInput:
         self._mask_index = torch.from_numpy(corpora[0].mask_index).to(device)
         self._lookup = voxel_lookup(self._mask_index, GRID_SHAPE)
         self._brain_M = brain_positions(inside, config.model.patch_size)
-        self._atlas = MaskAtlas(config.mask, self._patch, device) if config.mask.atlas else None
+        weighted = bool(config.loss.region_weights) or config.loss.equal_regions
+        by_region = not strategies(config.mask).isdisjoint(("region", "group"))
+        self._atlas = MaskAtlas(config.mask, self._patch, device) if by_region or weighted else None
         self._anatomy = self._atlas.anatomy(self._brain_M) if self._atlas else Anatomy(brain=self._brain_M)
-        if self._atlas and (config.loss.region_weights or config.loss.equal_regions):
+        check_draws(config.mask, config.model, self._anatomy)
+        if self._atlas and weighted:
             weight = self._atlas.voxel_weights(config.loss, reduction(size))
             self.brain = weight if self.brain is None else weight * self.brain
 

@@ -14,7 +14,7 @@ from fmri_scale.errors import ConfigError
 from fmri_scale.kernels.mask import permute, unit_mask, unit_order
 from fmri_scale.models import Anatomy, draw_mask
 from fmri_scale.models.drawing import at_step, drawn_strategies
-from fmri_scale.models.masking import masked_fractions, unit_of_token
+from fmri_scale.models.masking import check_draws, masked_fractions, unit_of_token
 from fmri_scale.training.mask_atlas import MaskAtlas, _voted
 from sharding.atlas import voted
 from sharding.atlas.labels import Label
@@ -154,6 +154,31 @@ def test_a_ratio_that_regions_cannot_reach_names_the_largest():
         hidden(MaskConfig("token", ratio_of="brain"), Anatomy())
 
 
+def test_a_schedule_that_cannot_be_drawn_to_its_end_is_refused_at_the_start():
+    mask = MaskConfig("mixture", 0.95, mixture={"token": 1}, ratio_of="brain", schedule_steps=10_000, ratio_start=0.2)
+    check_draws(mask, MODEL, ANATOMY)
+    limited = ANATOMY._replace(drawable=ANATOMY.group == 1)
+    check_draws(mask, MODEL, limited)
+    with pytest.raises(ConfigError, match="take a ratio up to"):
+        check_draws(replace(mask, mixture_start={"region": 1}), MODEL, limited)
+    with pytest.raises(ConfigError, match="take a ratio up to"):
+        check_draws(replace(mask, strategy="region", mixture={}), MODEL, limited)
+
+
+@pytest.mark.parametrize("ratio_of", ["units", "brain"])
+@pytest.mark.parametrize("strategy", ["window", "tube", "region", "group", "mixture"])
+def test_a_clips_mask_depends_on_its_key_alone(strategy, ratio_of):
+    mask = MaskConfig(strategy, 0.4, tube_len=2, ratio_of=ratio_of)
+    mask = replace(mask, mixture={"tube": 1, "group": 1} if strategy == "mixture" else {})
+    clips, epochs = torch.tensor([7, 1 << 40, 3, 7]), torch.tensor([0, 0, 1, 1])
+    whole = draw_mask(mask, MODEL, 11, epochs, clips, "cpu", ANATOMY)
+    for i in range(4):
+        alone = draw_mask(mask, MODEL, 11, int(epochs[i]), clips[i : i + 1], "cpu", ANATOMY)
+        assert torch.equal(alone.hidden[0], whole.hidden[i])
+    assert not torch.equal(whole.hidden[0], whole.hidden[3]), "another epoch hides other tokens"
+    assert not torch.equal(whole.hidden, draw_mask(mask, MODEL, 12, epochs, clips, "cpu", ANATOMY).hidden)
+
+
 def test_a_mixture_draws_each_strategy_by_its_weight():
     weights = {"token": 1.0, "tube": 2.0, "region": 1.0, "window": 0.0}
     clips = torch.arange(4000)
@@ -266,6 +291,8 @@ def test_atlas_folder_and_its_label_image_give_the_same_regions(folder):
     assert ours.group.tolist() == [0, 0, 1]
     with pytest.raises(ConfigError, match=r"no group 'limbic'; it has motor, visual"):
         MaskAtlas(replace(image, groups=["limbic"]), (12, 12, 12), device)
+    with pytest.raises(ConfigError, match="has its own names and groups"):
+        MaskAtlas(replace(image, atlas=str(folder / "atlas")), (12, 12, 12), device)
     with pytest.raises(ConfigError, match="has no groups"):
         MaskAtlas(replace(image, labels=""), (12, 12, 12), device)
 
