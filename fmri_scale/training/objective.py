@@ -17,8 +17,7 @@ from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_ma
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
 from fmri_scale.kernels.clips import CodedClips, normalise, voxel_lookup
-from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, clip_keys, draw_mask
-from fmri_scale.models.contrastive import ClipViews
+from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
 from fmri_scale.models.masking import check_draws, strategies
 from fmri_scale.training.mask_atlas import MaskAtlas
 from sharding.corpus import Corpus
