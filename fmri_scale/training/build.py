@@ -1,6 +1,8 @@
-"""Make the engine of a run: model, optimizer, DeepSpeed; and put a checkpoint's state into it."""
+"""Make the parts of a run: model, optimizer, DeepSpeed's engine, stream of clips; load a checkpoint into them."""
 
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ import torch.distributed as dist
 
 from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, read_config, reshard, restore
 from fmri_scale.config import Config, EngineConfig
+from fmri_scale.data import ClipStream
 from fmri_scale.errors import LaunchError
 from fmri_scale.log import get_logger
 from fmri_scale.models import MaskedAutoencoder, cost
@@ -18,6 +21,7 @@ from fmri_scale.training.ds_config import deepspeed_config
 from fmri_scale.training.launch import Launch
 from fmri_scale.training.objective import Objective
 from fmri_scale.training.width import optimizer_groups
+from sharding.corpus import Corpus
 
 log = get_logger(__name__)
 
@@ -50,6 +54,24 @@ def build_engine(config: Config, model: MaskedAutoencoder, launch: Launch, devic
     limit_waiting(config.engine.timeout_s)
     engine_files.install(engine)
     return engine
+
+
+def open_stream(config: Config, corpora: Sequence[Corpus], launch: Launch, state: TrainingState | None) -> ClipStream:
+    """Return this rank's clips, from where a checkpoint's state left off."""
+    stream = ClipStream(
+        corpora,
+        config.data,
+        config.model.num_frames,
+        config.optim.global_batch,
+        config.optim.micro_batch,
+        launch.rank,
+        launch.world_size,
+        config.seed,
+        quarantine=Path(config.run_dir) / "quarantine.jsonl",
+    )
+    if state:
+        stream.load_state_dict(state.data, config.checkpoint.allow_change)
+    return stream
 
 
 def load_checkpoint(engine: Any, checkpoint: CheckpointDir, state: TrainingState, config: Config, rank: int) -> None:

@@ -14,10 +14,11 @@ import torch
 
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
-from fmri_scale.data import ClipStream, check_ranks, open_corpora, preflight
+from fmri_scale.data import check_ranks, open_corpora, preflight
 from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
 from fmri_scale.log import ROOT, configure_logging, counted, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
+from fmri_scale.training.agreement import require_same
 from fmri_scale.training.average import Average
 from fmri_scale.training.energy import GpuEnergy, total_energy
 from fmri_scale.training.estimate import checkpoint_bytes
@@ -107,6 +108,7 @@ class Trainer:
     ) -> None:
         self.config, self.launch, self.device, self.stop, self.status = config, launch, device, stop, status
         self.run_dir, self.main = Path(config.run_dir), launch.rank == 0
+        require_same(config)
         self.corpora = open_corpora(config.data, check_shards=False)
         collective.on_rank_0(lambda: preflight(self.corpora, config.data))
         if config.log.validate_every:
@@ -117,7 +119,7 @@ class Trainer:
         state = build.check_checkpoint(checkpoint, config, self.model, launch.world_size) if checkpoint else None
         if begin and not state:
             begin(self.model)
-        self.stream = self._open_stream(state)
+        self.stream = build.open_stream(config, self.corpora, launch, state)
         check_ranks(self.stream)
         self.prepare = ClipInput(config, self.corpora, device)
         self.engine = build.build_engine(config, self.model, launch, device)
@@ -333,20 +335,3 @@ class Trainer:
     def clips_per_epoch(self) -> int:
         """Clips of one pass over all datasets."""
         return sum(row["clips_per_epoch"] for row in self.stream.plan.report())
-
-    def _open_stream(self, state: TrainingState | None) -> ClipStream:
-        config = self.config
-        stream = ClipStream(
-            self.corpora,
-            config.data,
-            config.model.num_frames,
-            config.optim.global_batch,
-            config.optim.micro_batch,
-            self.launch.rank,
-            self.launch.world_size,
-            config.seed,
-            quarantine=self.run_dir / "quarantine.jsonl",
-        )
-        if state:
-            stream.load_state_dict(state.data, config.checkpoint.allow_change)
-        return stream

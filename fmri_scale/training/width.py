@@ -34,7 +34,9 @@ def optimizer_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
     for group in parameter_groups(module, config.optim.weight_decay):
         by_scale: dict[float, list[nn.Parameter]] = {}
         for parameter in group["params"]:
-            by_scale.setdefault(scales[name_of[id(parameter)].removeprefix(PREFIX)], []).append(parameter)
+            # what the masked autoencoder lacks, the projector of a contrastive objective, keeps the rate as it is
+            scale = scales.get(name_of[id(parameter)].removeprefix(PREFIX), 1.0)
+            by_scale.setdefault(scale, []).append(parameter)
         for scale, parameters in sorted(by_scale.items(), reverse=True):
             decay = group["weight_decay"] / scale
             groups.append({**group, "params": parameters, "weight_decay": decay, "lr_scale": scale})

@@ -52,6 +52,7 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs.append(job("slow", {"slow": [1, 0.5]}, optim__steps=3, guard__hash_every=1, guard__straggler_ratio=1.5))
     jobs.append(job("flip", {"flip": [1, 3]}, optim__steps=5, engine__zero_stage=0, guard__hash_every=1))
     jobs.append(job("ends", {"ends_in": 124.0, "slow": [0, 0.2]}, optim__steps=500))
+    jobs.append({**job("unlike", optim__steps=2), "arguments_of_rank_1": ["optim.lr=0.5", "seed=4"]})
     # of two ranks each has two micro-steps of training and two of validation at every step
     validated = {"optim__steps": 9, "log__validate_every": 1}
     jobs.append(job("told_first", {"told_at": [1, 1]}, **validated))
@@ -185,6 +186,13 @@ def test_request_to_stop_is_met_in_the_first_step_and_in_validation(runs, name, 
     assert newest(runs / name).step == step
     assert json.loads((runs / name / STATUS).read_text())["step"] == step
     assert not any("val_loss" in row for row in read_metrics(runs / name))
+
+
+def test_rank_with_another_configuration_stops_all(runs):
+    for record in records(runs / "unlike"):
+        assert record["kind"] == "LaunchError"
+        assert "was started with seed=4, rank 0 with 0 and 1 more keys" in record["error"]
+        assert record["error"].startswith("rank 1 on ")
 
 
 def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
