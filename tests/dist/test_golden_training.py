@@ -21,18 +21,20 @@ def record() -> dict:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One rank, ZeRO 1: `whole` anew, and `half`, which goes on from the recorded checkpoint of two ranks, ZeRO 3."""
+    """One rank, ZeRO 1: `whole` and `compiled` anew, `half` from the recorded checkpoint (two ranks, ZeRO 3) on."""
     folder = tmp_path_factory.mktemp("golden")
     corpus = write_tiny_corpus(folder / "corpus")
     shutil.copytree(RUN, folder / "half")
     jobs = [{"arguments": golden_arguments(folder / name, corpus)} for name in ("whole", "half")]
+    jobs.append({"arguments": golden_arguments(folder / "compiled", corpus, engine__compile="aot_eager")})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     assert [p.code for p in run_ranks([str(folder / "jobs.json")], 1, folder, TRAINEE)] == [0]
     return folder
 
 
-def test_losses_are_those_of_the_record(runs, record):
-    rows = read_metrics(runs / "whole")
+@pytest.mark.parametrize("name", ["whole", "compiled"])
+def test_losses_are_those_of_the_record(runs, record, name):
+    rows = read_metrics(runs / name)
     assert [row["step"] for row in rows] == [row["step"] for row in record["rows"]]
     for key, loose in (("loss", 1e-4), ("grad_norm", 1e-3)):
         assert [row[key] for row in rows] == pytest.approx([row[key] for row in record["rows"]], rel=loose)
