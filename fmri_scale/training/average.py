@@ -6,7 +6,6 @@ Every rank keeps the part of each parameter that ZeRO 3 would give it, so a mode
 stage; in fp32, on the device where the weights are. Written with each checkpoint (checkpoint/average.py).
 """
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -69,5 +68,4 @@ def part_of(parameter: Any, rank: int, world_size: int) -> Tensor:
 
 def decay_at(decay: float, step: int) -> float:
     """Return the decay after `step` steps of the run."""
-    assert math.isfinite(decay)
     return min(decay, (1 + step) / (10 + step))

@@ -58,7 +58,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
             "allgather_bucket_size": bucket,
             **_offload(config),
         },
-        # torch's Adam is as fast on a CPU and needs no compiler; DeepSpeed would refuse it there
+        # an optimizer that is offloaded to the CPU is torch's too: DeepSpeed's own needs a compiler on every node
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
