@@ -2,6 +2,7 @@
 
 python benchmarks/step_cpu.py                                   the base model (published NeuroSTORM's size)
 python benchmarks/step_cpu.py configs/model/tiny.yaml --threads 1
+python benchmarks/step_cpu.py --volumes                         the model reads a volume instead of int8 codes
 
 Writes benchmarks/results/step_cpu_MODEL_MACHINE.json and .md. Random data, random weights, half of the tokens hidden,
 the loss in a brain-sized ball. The first step (allocation, code loaded on demand) is reported apart.
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from fmri_scale.config import MaskConfig, ModelConfig, load_config
+from fmri_scale.kernels.clips import CodedClips, voxel_lookup
 from fmri_scale.kernels.memory import reuse_freed_memory
 from fmri_scale.models import MaskedAutoencoder, cost, draw_mask, parameter_groups
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs/model/base.yaml")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (default: all cores)")
+    parser.add_argument("--volumes", action="store_true", help="volumes instead of the codes that training reads")
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first; the median is reported")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     args = parser.parse_args()
@@ -43,27 +46,27 @@ def main() -> None:
     reuse_freed_memory()
     config = load_config([args.config]).model
     load_before = os.getloadavg()[0]
-    steps = measure(config, args.repeats + 1)
+    steps = measure(config, args.repeats + 1, args.volumes)
     record = summary(args.config.stem, config, steps) | environment(args.threads, load_before)
-    stem = args.out / f"step_cpu_{args.config.stem}_{machine_slug()}"
+    record["input"] = "volumes" if args.volumes else "codes"
+    stem = args.out / f"step_cpu_{args.config.stem}{'_volumes' * args.volumes}_{machine_slug()}"
     args.out.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
 
 
-def measure(config: ModelConfig, steps: int) -> list[dict[str, float]]:
+def measure(config: ModelConfig, steps: int, volumes: bool) -> list[dict[str, float]]:
     """Return the seconds of each phase of each step, and its processor seconds over all threads (robust to load)."""
     model = MaskedAutoencoder(config)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4)
-    volume = torch.randn(1, config.in_channels, *config.image_size, config.num_frames)
-    brain = ball(config)
+    clips, brain = volume_in_ball(config) if volumes else codes_in_ball(config)
     found = []
     for step in range(steps):
         processor_s = time.process_time()
         marks = [time.perf_counter()]
         mask = draw_mask(MaskConfig(), config, 0, 0, torch.tensor([step]), "cpu")
-        loss = model(volume, mask, brain).loss
+        loss = model(clips, mask, brain).loss
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())
@@ -74,6 +77,22 @@ def measure(config: ModelConfig, steps: int) -> list[dict[str, float]]:
         seconds = {name: end - start for name, start, end in zip(phases, marks, marks[1:], strict=False)}
         found.append(seconds | {"processor_s": time.process_time() - processor_s})
     return found
+
+
+def volume_in_ball(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a clip as a volume, and the voxels that are scored."""
+    return torch.randn(1, config.in_channels, *config.image_size, config.num_frames), ball(config)
+
+
+def codes_in_ball(config: ModelConfig) -> tuple[CodedClips, bool]:
+    """Return a clip as int8 codes of the voxels that are scored."""
+    places = ball(config).flatten().nonzero().squeeze(1)
+    codes = torch.randint(-127, 128, (1, config.num_frames, len(places)), dtype=torch.int8)
+    scale = torch.stack([torch.randn(1, len(places)), torch.full((1, len(places)), 0.02)], 1).half()
+    one, zero = torch.ones(1), torch.zeros(1)
+    (x, y, z), (px, py, pz) = config.image_size, config.patch_size[:3]
+    lookup = voxel_lookup(places, (x, y, z))
+    return CodedClips(codes, scale, one, zero, zero, lookup, (x, y, z), (px, py, pz)), True
 
 
 def ball(config: ModelConfig) -> torch.Tensor:
@@ -137,7 +156,8 @@ def report(record: dict[str, Any]) -> str:
     lines = [
         f"# A training step of the {record['model']} model on a CPU",
         "",
-        f"{record['parameters']:,} parameters, one clip of {record['frames']} frames, {record['gflops']:.0f} GFLOP. "
+        f"{record['parameters']:,} parameters, one clip of {record['frames']} frames ({record['input']}), "
+        f"{record['gflops']:.0f} GFLOP. "
         f"{record['machine']}, {record['threads']} threads, load {record['load_before']} before; torch "
         f"{record['torch']}; {record['date']}, commit {record['commit']}; `{record['command']}`.",
         "",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fmri_scale.kernels.clips import CodedClips, Hidden, hidden_tokens, patch_places, patch_values
+from fmri_scale.kernels.clips import CodedClips, Hidden, patch_places, patch_series, remembered_tokens
 from fmri_scale.kernels.threads import blocks_of, run_blocks
 from fmri_scale.kernels.windows import Axes
 
@@ -52,7 +52,7 @@ def forward(
 
 def hidden_values(values_M: Tensor, hidden: Hidden, batch: int, grid: Axes) -> Tensor:
     """Arguments and result as `fmri_scale.kernels.loss.hidden_values`."""
-    frames_BM = hidden_tokens(hidden, batch, grid, values_M.device).view(batch, -1, grid[3]).sum(2)
+    frames_BM = remembered_tokens(hidden, batch, grid, values_M.device).view(batch, -1, grid[3]).sum(2)
     return (frames_BM * values_M).sum(1)
 
 
@@ -64,9 +64,10 @@ class _Scoring:
         self.dtype = torch.promote_types(features_BNC.dtype, torch.float32)
         self.head, self.bias = weight_PC.to(self.dtype), bias_P.to(self.dtype)
         self.places, batch, frames = patch_places(clips), len(features_BNC), clips.grid[3]
+        self.codes = [codes.t().contiguous() for codes in clips.codes]
         self.counted_MP = self.places >= 0 if brain_only else torch.ones_like(self.places, dtype=torch.bool)
         values_M = self.counted_MP.sum(1)
-        hidden_BN = hidden_tokens(hidden, batch, clips.grid, features_BNC.device)
+        hidden_BN = remembered_tokens(hidden, batch, clips.grid, features_BNC.device)
         self.scored_BMT = hidden_BN.view(batch, -1, frames) & (values_M > 0)[:, None]
         count_B = (hidden_BN.view(batch, -1, frames).sum(2) * values_M).sum(1).clamp(min=1)
         self.weight_B = (1.0 / (batch * count_B).double()).to(self.dtype)
@@ -81,6 +82,7 @@ class _Scoring:
         tokens_k = (place + block.start) * self.clips.grid[3] + frame
         features_kC = self.features[clip].index_select(0, tokens_k).to(self.dtype)
         found, row_k = place.unique(return_inverse=True)
-        truth = patch_values(self.clips, clip, self.places[positions][found], self.dtype)[frame, row_k]
+        series = patch_series(self.clips, clip, self.codes[clip], self.places[positions][found], self.dtype)
+        truth = series.transpose(1, 2).contiguous()[row_k, frame]
         difference_kP = torch.addmm(self.bias, features_kC, self.head.t()).sub_(truth)
         return clip, tokens_k, features_kC, difference_kP.mul_(self.counted_MP[positions][place])
