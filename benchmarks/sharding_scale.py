@@ -27,7 +27,6 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from loader_scale import machine  # noqa: E402
-
 from sharding_speed import peak_mb  # noqa: E402
 
 RUNS, FRAMES = 2, 280
@@ -240,7 +239,8 @@ def report(record: dict[str, Any]) -> str:
         f"# Sharding at scale, {record['machine']}, {record['date']}, load {record['load']:.1f}",
         "",
         f"{record['subjects']:,} people, {plan['runs']:,} runs, {plan['frames']:,} frames, "
-        f"{parts['index']['samples']:,} samples in {plan['shards']:,} shards of {plan['terabytes']:.1f} TB that were not written.",
+        f"{parts['index']['samples']:,} samples in {plan['shards']:,} shards of {plan['terabytes']:.1f} TB that were "
+        "not written.",
         f"Goal for planning, indexing and inspect together: {GOAL_S} s and {GOAL_MB} MB.",
         "",
         "| | seconds | of the processor | peak memory, MB |",

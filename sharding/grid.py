@@ -146,7 +146,23 @@ def image_frame(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Frame:
     InputError
         The affine holds NaN or Inf, is singular, or has voxels of an absurd size.
     """
-    affine = np.asarray(affine, dtype=np.float64)
+    affine = np.ascontiguousarray(affine, dtype=np.float64)
+    key = tuple(shape), affine.tobytes()
+    if key not in _known_frames:
+        frame = _image_frame(shape, affine, name)
+        if len(_known_frames) >= MAX_KNOWN_FRAMES:
+            return frame
+        _known_frames[key] = frame
+    return _known_frames[key]
+
+
+MAX_KNOWN_FRAMES = 4096
+
+_known_frames: dict[tuple[tuple[int, ...], bytes], Frame] = {}
+"Spaces met before, as runs of a dataset share theirs."
+
+
+def _image_frame(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Frame:
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         raise InputError(f"{name}: affine has NaN or Inf ({affine[:3].tolist()}); repair its sform or qform")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)

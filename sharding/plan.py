@@ -5,11 +5,14 @@ hash, so that neighbours are strangers and the order of the inputs plays no part
 to a size known from the headers. Only headers are read.
 """
 
+import functools
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import xxhash
@@ -24,6 +27,8 @@ from sharding.preprocessing import PreprocessingSettings
 from sharding.privacy import reason_of
 from sharding.read import ImageInfo
 from sharding.split import DEFAULT_FRACTIONS, split_of
+
+HEADERS_AT_A_TIME = 16
 
 SAMPLE_OVERHEAD_BYTES = 8192
 "Headers, padding and JSON of a sample, for the size of a shard to come."
@@ -155,7 +160,8 @@ def plan_build(
         stand in two splits.
     """
     standing = standing or Standing()
-    looked_at = [_look_at(source, settings, standing) for source in sources]
+    with ThreadPoolExecutor(HEADERS_AT_A_TIME) as pool:  # a header is little to read, but may be far away
+        looked_at = list(pool.map(lambda source: _look_at(source, settings, standing), sources))
     runs = [item for item in looked_at if isinstance(item, PlannedRun)]
     rejected = [item for item in looked_at if isinstance(item, Rejected)]
     if not runs:
@@ -271,11 +277,19 @@ def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+NAMING = tuple(f.name for f in fields(RunSource) if f.name not in ("path", "found", "alias", "hidden"))
+"Fields that name a run and what is known of it, beside its file."
+
+
 def _written(source: RunSource) -> dict[str, str]:
     """What names a run; under pseudonyms nothing from which a person or a file could be guessed."""
-    facts = {
-        key: str(value) for key, value in asdict(source).items() if key not in ("path", "found", "alias", "hidden")
-    }
+    facts = {name: str(getattr(source, name)) for name in NAMING}
     if source.alias:
         return {**facts, **dict.fromkeys(BESIDE, ""), "path": source.alias}
-    return {**facts, "path": str(source.path.resolve())}
+    return {**facts, "path": f"{_real(os.path.dirname(source.path))}/{source.path.name}"}
+
+
+@functools.lru_cache(maxsize=65536)
+def _real(folder: str) -> str:
+    """A folder's name without links; to find it out takes several looks at the file system."""
+    return os.path.realpath(folder)

@@ -7,9 +7,10 @@ Nothing is brought to a grid here, and never more than a chunk of frames is in m
 
 import contextlib
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -67,7 +68,7 @@ class ImageInfo:
     @property
     def num_voxels(self) -> int:
         """Voxels of a frame."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def voxel_mm(self) -> tuple[float, ...]:
@@ -84,6 +85,40 @@ def open_image(path: str | Path) -> ImageInfo:
         The file is missing, is not NIfTI, holds no series of volumes, or cannot hold what its header claims.
     """
     path = Path(path)
+    header = _header_bytes(path)
+    info = _known_headers.get(header)
+    if info is None:
+        info = _opened(path)
+        if header and len(_known_headers) < MAX_KNOWN_HEADERS:
+            _known_headers[header] = info
+    with readable(path):
+        stat = path.stat()
+    info = replace(info, path=path, size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+    _check_size(info)
+    return info
+
+
+MAX_KNOWN_HEADERS = 4096
+
+_known_headers: dict[bytes, ImageInfo] = {}
+"""Headers met before and what they say: runs of a dataset share theirs, and to check one takes nibabel longer than to
+read it."""
+
+
+def _header_bytes(path: Path) -> bytes:
+    """The header of a file as stored, or nothing; whether it is one is for `_opened` to say."""
+    _check_name(path)
+    with readable(path):
+        with path.open("rb", buffering=0) as file:
+            start = file.read(4096)
+        if path.name.endswith(".gz") and start[:2] == b"\x1f\x8b":
+            start = zlib.decompressobj(31).decompress(start, 540)
+    size = 540 if b"\x1c\x02" in (start[:2], start[3:1:-1]) else 348  # NIfTI-2 and -1 begin with it, in either order
+    return path.suffix.encode() + start[:size] if len(start) >= size else b""
+
+
+def _opened(path: Path) -> ImageInfo:
+    """What the header of an image says, checked, but for the facts of the file."""
     image = _load(path)
     proxy: nib.arrayproxy.ArrayProxy = image.dataobj  # type: ignore[assignment]
     header = image.header
@@ -91,9 +126,8 @@ def open_image(path: str | Path) -> ImageInfo:
     dtype = np.dtype(proxy.dtype)
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels of type {dtype}, expected integers or real numbers")
-    stat = path.stat()
     zooms = header.get_zooms()
-    info = ImageInfo(
+    return ImageInfo(
         path=path,
         shape=shape,
         num_frames=int(proxy.shape[time_axis]),
@@ -105,11 +139,9 @@ def open_image(path: str | Path) -> ImageInfo:
         frame_step=float(zooms[3]) or float(zooms[time_axis]),
         frame_unit=header.get_xyzt_units()[1],
         space_code=int(header["sform_code"]) or int(header["qform_code"]),
-        size=stat.st_size,
-        mtime_ns=stat.st_mtime_ns,
+        size=0,
+        mtime_ns=0,
     )
-    _check_size(info)
-    return info
 
 
 def read_frames(info: ImageInfo) -> Iterator[np.ndarray]:
@@ -187,8 +219,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _load(path: Path) -> nib.Nifti1Image:
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: expected a NIfTI file, .nii or .nii.gz")
+    _check_name(path)
     with readable(path):
         with path.open("rb") as file:
             start = file.read(8)
@@ -198,6 +229,11 @@ def _load(path: Path) -> nib.Nifti1Image:
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass
         raise InputError(f"{path}: {type(image).__name__}, expected NIfTI")
     return image
+
+
+def _check_name(path: Path) -> None:
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"{path}: expected a NIfTI file, .nii or .nii.gz")
 
 
 def _space_and_time(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:

@@ -33,11 +33,16 @@ def read_name(path: Path) -> Name:
     InputError
         bids2table is not installed.
     """
-    library = _library()
-    parsed = library.parse_bids_entities(Path(path.name))
+    return _taken_apart(_library(), path.name.partition(".")[0])
+
+
+@lru_cache(maxsize=256)
+def _taken_apart(library: ModuleType, stem: str) -> Name:
+    """A name without its ending: an image and its sidecar share it."""
+    parsed = library.parse_bids_entities(Path(stem))
     entities = {key: text for key, text in parsed.items() if key not in ("datatype", "suffix", "ext")}
     valid, other = library.validate_bids_entities(entities)
-    keys = [part.split("-", 1)[0] for part in path.name.split("_") if "-" in part]
+    keys = [part.split("-", 1)[0] for part in stem.split("_") if "-" in part]
     repeated = next((key for key in keys if keys.count(key) > 1), "")
     return Name(entities, {**valid, **other}, repeated)
 

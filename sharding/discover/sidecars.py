@@ -38,11 +38,12 @@ class Sidecars:
 
     def _that_apply(self, image: Path, entities: dict[str, str]) -> list[Path]:
         """Sidecars whose every entity the image has, nearest and most particular first."""
-        levels = [level for level in image.parents if level == self._root or self._root in level.parents]
         found = []
-        for level in levels:
+        for level in image.parents:
             fitting = [(path, name) for path, name in self._in(level) if name.entities.items() <= entities.items()]
             found += [path for path, name in sorted(fitting, key=lambda item: -len(item[1].entities))]
+            if level == self._root:
+                break
         return found
 
     def _in(self, level: Path) -> list[tuple[Path, Name]]:

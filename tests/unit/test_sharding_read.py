@@ -176,6 +176,38 @@ def test_missing_file_and_foreign_file_are_told_apart(tmp_path: Path) -> None:
         open_image(tmp_path / "e.mgz")
 
 
+@pytest.mark.parametrize("name", ["{}.nii", "{}.nii.gz"])
+def test_files_with_the_same_header_keep_their_own_facts(tmp_path: Path, name: str) -> None:
+    first = save(series(), tmp_path, name.format("first"))
+    second = save(series(), tmp_path, name.format("second"))
+    other = save(series(shape=(5, 6, 7, 41)), tmp_path, name.format("other"))
+    infos = [open_image(path) for path in (first, second, other)]
+    assert [info.path for info in infos] == [first, second, other]
+    assert [info.num_frames for info in infos] == [40, 40, 41]
+    assert [info.mtime_ns for info in infos] == [path.stat().st_mtime_ns for path in (first, second, other)]
+    for path in (first, second):
+        np.testing.assert_array_equal(all_frames(path), flat(np.asarray(nib.load(path).dataobj)))
+    second.write_bytes(second.read_bytes()[:400])  # a known header does not stand for data that are there
+    if name.endswith(".nii"):
+        with pytest.raises(InputError, match=r"second\.nii: 400 bytes cannot hold"):
+            open_image(second)
+    else:
+        with pytest.raises(InputError, match="truncated"):
+            all_frames(second)
+
+
+def test_headers_that_begin_far_into_their_file_are_not_mixed_up(tmp_path: Path) -> None:
+    frames = []
+    for number in (40, 41):
+        data = save(series(shape=(5, 6, 7, number)), tmp_path, f"{number}.nii").read_bytes()
+        packed = gzip.compress(data)
+        extra = (5000).to_bytes(2, "little") + bytes(5000)  # a field of the gzip header, as some tools write
+        path = tmp_path / f"{number}.nii.gz"
+        path.write_bytes(packed[:3] + bytes([packed[3] | 4]) + packed[4:10] + extra + packed[10:])
+        frames.append(open_image(path).num_frames)
+    assert frames == [40, 41]
+
+
 def test_mask_of_four_axes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a 3D image"):
         read_volume(save(series(), tmp_path, "a.nii"))
