@@ -2,7 +2,16 @@
 
 import math
 
-from fmri_scale.config.schema import Config, DataConfig, EngineConfig, LossConfig, MaskConfig, ModelConfig, OptimConfig
+from fmri_scale.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+)
 from fmri_scale.errors import ConfigError
 
 CHOICES = {
@@ -35,6 +44,7 @@ def check(config: Config) -> None:
     check_model(config.model)
     _check_mask(config.mask)
     _check_loss(config.loss, config)
+    _check_objective(config)
     _check_optim(config.optim)
     _check_data(config.data)
     for key in ("rotation_deg", "translation_mm", "shift_frames", "noise_sd"):
@@ -104,6 +114,32 @@ def _check_mask(mask: MaskConfig) -> None:
         raise ConfigError("mask.ratio_of=regions: has a meaning for the strategies region and group alone")
     _at_least("mask.tube_len", mask.tube_len, 0)
     _check_mixture(mask, drawn)
+
+
+def _check_objective(config: Config) -> None:
+    objective, frames = config.objective, config.model.num_frames
+    for key in ("reconstruction", "instance", "local"):
+        _at_least(f"objective.{key}", getattr(objective, key), 0)
+    if not (objective.reconstruction or objective.contrasts):
+        raise ConfigError("objective: all weights are 0; give reconstruction, instance or local one")
+    if not objective.contrasts:
+        return
+    if objective.temperature <= 0:
+        raise ConfigError(f"objective.temperature={objective.temperature}: expected a number above 0")
+    _positive("objective.width", objective.width)
+    if objective.span_frames and objective.span_frames < 2 * frames:
+        raise ConfigError(
+            f"objective.span_frames={objective.span_frames}: two clips of {frames} frames need {2 * frames}"
+        )
+    if objective.instance and config.optim.micro_batch < 2:
+        raise ConfigError("objective.instance compares the clips of a micro-batch: set optim.micro_batch=2 or more")
+    if objective.local and config.augment == AugmentConfig():
+        raise ConfigError("objective.local compares changes of a clip: set augment.*, or both would be the same")
+    if not objective.reconstruction and (config.log.validate_every or config.engine.zero_stage == 3):
+        raise ConfigError(
+            "objective.reconstruction=0 trains no decoder: set log.validate_every=0 (what validation measures) and "
+            "engine.zero_stage=0, 1 or 2"
+        )
 
 
 def _check_mixture(mask: MaskConfig, drawn: set[str]) -> None:

@@ -102,6 +102,29 @@ class LossConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What is minimised: reconstruction, contrast between clips (as SwiFT's), or a weighted sum of both."""
+
+    reconstruction: float = 1.0
+    "Weight of the error on hidden voxels (mask, loss); 0 trains the encoder by contrast alone."
+    instance: float = 0.0
+    "Weight of the instance contrast: two clips of a run against those of other runs in the micro-batches of all ranks."
+    local: float = 0.0
+    "Weight of the local-local contrast: two changes of a clip against another clip of its run; needs augment."
+    temperature: float = 0.1
+    "Of both contrasts; small ones look at the most similar clips alone."
+    width: int = 128
+    "Numbers of the projection that is compared; no part of a release."
+    span_frames: int = 0
+    "Frames of a run within which two clips that share none are drawn; 0: twice model.num_frames."
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether clips are compared."""
+        return self.instance > 0 or self.local > 0
+
+
+@dataclass
 class DataConfig:
     """Where clips come from and how they are read."""
 
@@ -298,6 +321,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -19,6 +19,7 @@ from fmri_scale.checkpoint import layout as checkpoint_layout
 from fmri_scale.config import LossConfig, MaskConfig, ModelConfig
 from fmri_scale.errors import CheckpointError
 from fmri_scale.models import MaskedAutoencoder
+from fmri_scale.models.contrastive import PROJECTOR
 from fmri_scale.release import checksums, layout, reference
 from fmri_scale.release.card import model_card
 from fmri_scale.release.load import open_release
@@ -70,7 +71,10 @@ def export(
     config, state = read_config(checkpoint.path), read_state(checkpoint.path)
     corpus, mask_file = read_corpus(checkpoint), checkpoint.path / checkpoint_layout.MASK
     averaged = settings.weights == "ema" or (settings.weights == "auto" and average.is_kept(checkpoint.path))
-    weights = consolidated_state(checkpoint.path, averaged)
+    found = consolidated_state(checkpoint.path, averaged)
+    weights = {name: value for name, value in found.items() if not name.startswith(PROJECTOR)}
+    if not config.objective.reconstruction and settings.contents != "encoder":
+        raise CheckpointError(f"{checkpoint.path}: trained by contrast alone: no decoder; add --encoder-only")
     with torch.device("meta"):
         expected = MaskedAutoencoder(config.model).state_dict()
     check_shapes(shapes_of(weights), shapes_of(expected), str(checkpoint.path))

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from fmri_scale.config import ModelConfig
 from fmri_scale.errors import CheckpointError
 
-NEW_PARTS = ("decoder.", "mask_tokens.")
-"What a release of the encoder alone lacks."
+NEW_PARTS = ("decoder.", "mask_tokens.", "projector.")
+"What a release of the encoder alone lacks, and the projector of a contrastive objective, which none has."
 
 
 @dataclass

@@ -14,12 +14,15 @@ from fmri_scale.data import ClipStream
 from fmri_scale.errors import LaunchError
 from fmri_scale.log import get_logger
 from fmri_scale.models import MaskedAutoencoder, cost
+from fmri_scale.models.contrastive import ContrastiveAutoencoder
 from fmri_scale.training import rng
 from fmri_scale.training.compiled import compile_blocks
 from fmri_scale.training.dist import limit_waiting
 from fmri_scale.training.ds_config import deepspeed_config
+from fmri_scale.training.gather import gather_clips
 from fmri_scale.training.launch import Launch
 from fmri_scale.training.objective import Objective
+from fmri_scale.training.views import stretch_frames
 from fmri_scale.training.width import optimizer_groups
 from sharding.corpus import Corpus
 
@@ -28,7 +31,12 @@ log = get_logger(__name__)
 
 def build_model(config: Config) -> MaskedAutoencoder:
     """Return the model with weights drawn from the seed alone."""
-    model = MaskedAutoencoder(config.model, config.seed, config.loss)
+    if config.objective.contrasts:
+        model: MaskedAutoencoder = ContrastiveAutoencoder(
+            config.model, config.seed, config.loss, config.objective, gather_clips
+        )
+    else:
+        model = MaskedAutoencoder(config.model, config.seed, config.loss)
     _refuse_what_sharding_loses(model)
     log.info("model: %s parameters", f"{cost(config.model).total.parameters:,}")
     return model
@@ -61,7 +69,7 @@ def open_stream(config: Config, corpora: Sequence[Corpus], launch: Launch, state
     stream = ClipStream(
         corpora,
         config.data,
-        config.model.num_frames,
+        stretch_frames(config),
         config.optim.global_batch,
         config.optim.micro_batch,
         launch.rank,

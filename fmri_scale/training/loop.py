@@ -231,6 +231,7 @@ class Trainer:
             "masked_fraction": result.masked_fraction,
             "masked_fraction_brain": result.masked_fraction_brain,
             **result.drop_rates,
+            **result.terms,
             "skipped_steps": self.bad_steps.total,
             "clips": self.stream.position,
             "clip_hash": f"{self.stream.clip_hash:016x}",
@@ -294,7 +295,11 @@ class Trainer:
         return written + (self.average.save(folder) if self.average else [])
 
     def _draw(self) -> None:
-        """Draw the fixed clip's reconstruction and the loss curve."""
+        """Draw the fixed clip's reconstruction, where clips are reconstructed, and the loss curve."""
+        if not self.config.objective.reconstruction:
+            if self.main:
+                pictures.draw_loss(self.run_dir, self.run_dir / pictures.PICTURES / "loss.png")
+            return
         target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
         clip = pictures.fixed_clip(self.config, self.corpora)
         title = f"step {self.step}, {clip.keys[0]}"

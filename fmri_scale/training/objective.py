@@ -17,11 +17,16 @@ from fmri_scale.data import ClipBatch, augment, decode, moved_labels, reduced_ma
 from fmri_scale.data.augmentation import moves
 from fmri_scale.data.decoding import reduction
 from fmri_scale.kernels.clips import CodedClips, normalise, voxel_lookup
-from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, draw_mask
+from fmri_scale.models import Anatomy, MAEOutput, MaskedAutoencoder, TokenMask, clip_keys, draw_mask
+from fmri_scale.models.contrastive import ClipViews
 from fmri_scale.models.masking import check_draws, strategies
 from fmri_scale.training.mask_atlas import MaskAtlas
+from fmri_scale.training.views import cut, pair_starts, view_seed
 from sharding.corpus import Corpus
 from sharding.format import GRID_SHAPE
+
+Clips = Tensor | CodedClips | ClipViews
+"Volumes, codes, or several volumes of each run."
 
 
 class Objective(nn.Module):
@@ -32,7 +37,7 @@ class Objective(nn.Module):
         self.model = model
         self.bf16 = bf16
 
-    def forward(self, clips: Tensor | CodedClips, mask: TokenMask, brain: Tensor | bool | None) -> MAEOutput:
+    def forward(self, clips: Clips, mask: TokenMask, brain: Tensor | bool | None) -> MAEOutput:
         """Return the model's output; matrix products run in bf16 where wanted, parameters and loss stay fp32."""
         with torch.autocast(mask.keys.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model(clips, mask, brain)
@@ -41,7 +46,7 @@ class Objective(nn.Module):
 def reads_codes(config: Config) -> bool:
     """Whether the model takes codes as they are: not augmented, reduced or normalised by frame, and plainly scored."""
     plain = config.augment == AugmentConfig() and config.data.normalisation in ("run_z", "voxel_z", "none")
-    plain = plain and config.loss == LossConfig()
+    plain = plain and config.loss == LossConfig() and not config.objective.contrasts
     return plain and config.model.in_channels == 1 and reduction(config.model.image_size) == (1, 1, 1)
 
 
@@ -73,14 +78,16 @@ class ClipInput:
             self.brain = weight if self.brain is None else weight * self.brain
 
     @torch.no_grad()
-    def __call__(
-        self, batch: ClipBatch, step: int | None = None
-    ) -> tuple[Tensor | CodedClips, TokenMask, Tensor | bool | None]:
+    def __call__(self, batch: ClipBatch, step: int | None = None) -> tuple[Clips, TokenMask, Tensor | bool | None]:
         """Return the clips, as codes where the model reads them, the drawn mask, and what is scored.
+
+        Of stretches that are longer than a clip (views.py) they are views of two clips each.
 
         `step` is the number of optimizer steps done, for a mask with a schedule; None takes the schedule's end, so
         that validation measures the same task throughout.
         """
+        if self.config.objective.contrasts and batch.codes.shape[1] > self.config.model.num_frames:
+            return self._views(batch, step)
         if not self.reads_codes:
             return self.volumes(batch, step)
         clips = batch.to(self.device)
@@ -93,14 +100,29 @@ class ClipInput:
     @torch.no_grad()
     def volumes(self, batch: ClipBatch, step: int | None = None) -> tuple[Tensor, TokenMask, Tensor | None]:
         """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain."""
-        config = self.config
-        on_device = batch.to(self.device)
+        volume = self._volume(batch, self.config.seed)
+        if self._atlas is not None and moves(self.config.augment):
+            return volume, self._moved_mask(batch, self._atlas, step), self.brain
+        epoch, clip_id = batch.epoch.to(self.device), batch.clip_id.to(self.device)
+        return volume, self._mask(epoch, clip_id, self._anatomy, step), self.brain
+
+    def _volume(self, batch: ClipBatch, seed: int) -> Tensor:
+        config, on_device = self.config, batch.to(self.device)
         volume = decode(on_device, config.data.normalisation, self._mask_index, config.model.image_size)
         outside = on_device.background if config.data.normalisation == "run_z" else None
-        volume = augment(volume, batch, config.augment, config.seed, outside, self._inside)
-        if self._atlas is not None and moves(config.augment):
-            return volume, self._moved_mask(batch, self._atlas, step), self.brain
-        return volume, self._mask(on_device.epoch, on_device.clip_id, self._anatomy, step), self.brain
+        return augment(volume, batch, config.augment, seed, outside, self._inside)
+
+    def _views(self, batch: ClipBatch, step: int | None) -> tuple[ClipViews, TokenMask, Tensor | None]:
+        """Return two clips of each stretch, and both again under other changes where these are compared."""
+        seed, frames = self.config.seed, self.config.model.num_frames
+        starts = pair_starts(batch, seed, frames)
+        clips = [cut(batch, starts[:, i], frames) for i in (0, 1)]
+        volume, mask, brain = self.volumes(clips[0], step)
+        seeds = [view_seed(seed, view) for view in range(4 if self.config.objective.local else 2)]
+        volumes = [volume, *(self._volume(clips[view % 2], seeds[view]) for view in range(1, len(seeds)))]
+        epoch, clip_id = batch.epoch.to(self.device), batch.clip_id.to(self.device)
+        keys = torch.stack([clip_keys(own, epoch, clip_id) for own in seeds])
+        return ClipViews(torch.stack(volumes), keys), mask, brain
 
     @property
     def _patch(self) -> list[int]:

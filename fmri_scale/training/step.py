@@ -29,6 +29,7 @@ class StepResult:
     seconds, wait_s : duration, and the longest any rank waited for data.
     masked_fraction, masked_fraction_brain : hidden share of all tokens, and of those that hold brain.
     drop_rates : shares of tokens that redundancy dropout dropped, by redundancy; empty where it is off.
+    terms : the terms of a loss that has several, unweighted, by their names in the metrics (`loss_...`).
     signals : signal numbers the ranks have received, 0 for none.
     bad_clips : clips that could not be read and were replaced, of all ranks since they started.
     micro_batches : this rank's losses and clips, to be written down if they were bad.
@@ -43,6 +44,7 @@ class StepResult:
     masked_fraction: float
     masked_fraction_brain: float
     drop_rates: dict[str, float]
+    terms: dict[str, float]
     signals: list[int]
     bad_clips: int
     micro_batches: list[dict[str, Any]]
@@ -74,7 +76,7 @@ def train_step(
         group["lr"] = lr * group["lr_scale"]
 
     last = engine.gradient_accumulation_steps() - 1
-    losses, hidden, dropped, clips = [], [], [], []
+    losses, hidden, dropped, terms, clips = [], [], [], [], []
     for micro in range(last + 1):
         asked = time.perf_counter()
         with phases("read"):
@@ -90,6 +92,8 @@ def train_step(
         losses.append(output.loss.detach())
         hidden.append(_fractions(output.metrics))
         dropped += [output.metrics["strd_counts"].flatten()] if "strd_counts" in output.metrics else []
+        names = [name for name in output.metrics if name.startswith("loss_")]
+        terms += [torch.stack([output.metrics[name] for name in names])] if names else []
         if micro < last:
             engine.step()  # counts the micro-step, changes nothing
     with phases("optimizer"):
@@ -99,8 +103,10 @@ def train_step(
     micro_losses = torch.stack(losses).tolist()
     fractions = torch.stack(hidden).mean(0).tolist()
     notes = [math.fsum(micro_losses) / len(micro_losses), *fractions, wait_s, float(signal_received()), bad_clips()]
+    notes += torch.stack(terms).mean(0).tolist() if terms else []
     notes += torch.stack(dropped).sum(0).tolist() if dropped else []
-    loss, masked, masked_brain, waits, signals, bad, *counts = zip(*exchange(notes, engine.device), strict=True)
+    loss, masked, masked_brain, waits, signals, bad, *more = zip(*exchange(notes, engine.device), strict=True)
+    parts, counts = more[: len(names)], more[len(names) :]
     return StepResult(
         loss=math.fsum(loss) / len(loss),
         grad_norm=grad_norm,
@@ -111,6 +117,7 @@ def train_step(
         masked_fraction=math.fsum(masked) / len(masked),
         masked_fraction_brain=math.fsum(masked_brain) / len(masked_brain),
         drop_rates=drop_rates([math.fsum(ranks) for ranks in counts]) if counts else {},
+        terms={name: math.fsum(ranks) / len(ranks) for name, ranks in zip(names, parts, strict=True)},
         signals=[int(number) for number in signals],
         bad_clips=int(sum(bad)),
         micro_batches=[{"loss": repr(x), "clips": names} for x, names in zip(micro_losses, clips, strict=True)],
