@@ -119,7 +119,8 @@ def import_neurostorm(
     found = read_published(path, overrides, allow)
     config = found.detected.config
     mask = brain_mask()
-    preprocessing = Preprocessing.of(PreprocessingSettings(time_interpolation="linear"), NORMALISATION, config.num_frames, mask)
+    settings_then = PreprocessingSettings(time_interpolation="linear")  # what the weights were trained on
+    preprocessing = Preprocessing.of(settings_then, NORMALISATION, config.num_frames, mask)
     named = dataclasses.replace(
         settings or ExportSettings(), contents=found.contents, name=(settings and settings.name) or path.stem
     )
