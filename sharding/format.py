@@ -2,7 +2,8 @@
 
 Everything that writes or reads a corpus takes these facts from here. A corpus is a folder:
 
-    corpus.json     what is in it (totals, shards with their sha256, settings); written last, so it marks a whole corpus
+    corpus.json     what is in it: totals, settings, checksums of shards, of these files and of itself; written last,
+                    so it marks a whole corpus
     mask.nii.gz     which voxels of the grid are stored, V of them in C order
     index.parquet   a row per sample, sorted by (shard, key): INDEX_SCHEMA
     runs.parquet    a row per input file, with its source, quality figures, and why it failed: RUNS_SCHEMA
@@ -32,6 +33,9 @@ GRID_AFFINE = np.array(
 )
 "Voxel (i, j, k) of the grid to mm in MNI152 (RAS)."
 GRID_AFFINE.setflags(write=False)
+
+MIN_LABELLED = 0.25
+"A patch can be hidden by region masks where at least this share of its voxels carries a label of the atlas."
 
 SEGMENT_FRAMES = 128
 "Most frames of a sample."

@@ -16,7 +16,7 @@ from fmri_scale.config import MaskConfig
 from fmri_scale.errors import ConfigError
 from fmri_scale.kernels.mask import unit_order
 from fmri_scale.models.anatomy import Anatomy
-from sharding.atlas import MIN_LABELLED
+from sharding.format import MIN_LABELLED
 
 
 def maskable_positions(anatomy: Anatomy, patch_voxels: int, mask: MaskConfig) -> Tensor:

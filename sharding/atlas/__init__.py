@@ -5,10 +5,9 @@ labels.py brings a label image to the grid, occupancy.py counts regions in patch
 """
 
 from sharding.atlas.labels import Label, load_label_image_on_grid, load_labels_tsv
-from sharding.atlas.occupancy import MIN_LABELLED, patch_occupancy, region_labels, voted
+from sharding.atlas.occupancy import patch_occupancy, region_labels, voted
 
 __all__ = [
-    "MIN_LABELLED",
     "Label",
     "load_label_image_on_grid",
     "load_labels_tsv",

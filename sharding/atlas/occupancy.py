@@ -9,9 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sharding.errors import InputError
-
-MIN_LABELLED = 0.25
-"A patch can be hidden where at least this share of its voxels carries a label."
+from sharding.format import MIN_LABELLED
 
 
 def region_labels(labels: np.ndarray) -> np.ndarray:
