@@ -50,16 +50,18 @@ def append_corpus(
     CorpusError
         There is no whole corpus, it was made by another version, or it cannot be written.
     """
-    existing = require_existing(path)
-    settings = _settings(existing)
-    _check_names(settings.pseudonyms, pseudonyms, path)
-    there = set(existing.index["key"].to_pylist())
-    new = [source for source in sources if sample_key(source, 0) not in there]
-    if not new:
-        raise InputError(f"{path}: all {len(sources)} runs are in it already; nothing to add")
-    plan = plan_build(new, left_out, settings, _standing(existing))
+    require_existing(path)
     with writing(path), working_folder(path) as work:
-        shards = make_shards(plan, settings, path, work, existing.without(new), engine or InProcess(), start)
+        existing = require_existing(path)  # once more, now that nobody else can change it
+        settings = _settings(existing)
+        _check_names(settings.pseudonyms, pseudonyms, path)
+        there = set(existing.index["key"].to_pylist())
+        new = [source for source in sources if sample_key(source, 0) not in there]
+        if not new:
+            raise InputError(f"{path}: all {len(sources)} runs are in it already; nothing to add")
+        plan = plan_build(new, left_out, settings, _standing(existing))
+        kept = existing.without({source.alias or str(source.path) for source in new} | {str(x.path) for x in left_out})
+        shards = make_shards(plan, settings, path, work, kept, engine or InProcess(), start)
         if shards.num_samples > existing.index.num_rows:
             write_corpus_files(path, [*existing.meta.get("plans", []), plan.digest], settings, shards)
         shutil.rmtree(work)

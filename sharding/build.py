@@ -154,6 +154,9 @@ def working_folder(out: Path) -> Iterator[Path]:
         finally:
             (work / "start").unlink(missing_ok=True)  # what a worker far away still makes is nobody's any more
             _sweep(out, work)
+            # A whole corpus to which nothing was added is left as it was.
+            if (out / "corpus.json").is_file() and [file.name for file in work.glob("*")] == ["lock"]:
+                shutil.rmtree(work)
 
 
 @contextlib.contextmanager

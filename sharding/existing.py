@@ -5,7 +5,7 @@ written by an append that did not come to its end are no hindrance.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding.discover import RunSource
 from sharding.engine.unit import write_record
 from sharding.errors import CorpusError
 from sharding.format import INDEX_SCHEMA, RUNS_SCHEMA, SCHEMA_VERSION
@@ -60,10 +59,10 @@ class Existing:
         tables = {name: table.filter(pc.equal(table["shard"], planned.name)) for name, table in rows.items()}
         write_record(work, {**facts, **{name: table.to_pylist() for name, table in tables.items()}})
 
-    def without(self, sources: Sequence[RunSource]) -> "Existing":
-        """Return this corpus without what it says about runs that could not be used before and are tried again."""
-        tried = pa.array(sorted({str(source.path) for source in sources}), pa.string())
-        again = pc.and_(pc.is_in(self.runs["source"], value_set=tried), pc.not_equal(self.runs["status"], "ok"))
+    def without(self, files: Collection[str]) -> "Existing":
+        """Return this corpus without what it says about files (as runs.parquet names them) that made no run of it."""
+        tried = pc.is_in(self.runs["source"], value_set=pa.array(sorted(files), pa.string()))
+        again = pc.and_(tried, pc.not_equal(self.runs["status"], "ok"))
         return replace(self, runs=self.runs.filter(pc.invert(again)))
 
     def _size(self, name: str) -> int | None:

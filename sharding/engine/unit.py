@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sharding.errors import CorpusError
 from sharding.index import Row
+from sharding.keys import run_label
 from sharding.plan import BuildSettings, PlannedShard
 from sharding.shard import Progress, make_shard
 from sharding.write import write_whole
@@ -46,8 +47,6 @@ class Unit:
 
     def source(self, label: str) -> Path:
         """File of one of its runs."""
-        from sharding.keys import run_label
-
         return next(run.source.path for run in self.shard.runs if run_label(run.source) == label)
 
 

@@ -131,6 +131,16 @@ def test_run_that_failed_is_tried_again_by_append(source: Path, tmp_path: Path) 
     assert status == ["ok"] * 4
 
 
+def test_files_left_out_twice_stand_in_the_table_once(source: Path, tmp_path: Path) -> None:
+    folder, out = Path(shutil.copytree(source, tmp_path / "in")), tmp_path / "out"
+    (folder / "sub-0_task-rest_boldref.nii.gz").write_bytes(b"")
+    later = (folder / "sub-3_task-rest_bold.nii.gz").rename(tmp_path / "later.nii.gz")
+    make(folder, out)
+    later.rename(folder / "sub-3_task-rest_bold.nii.gz")
+    add(folder, out)
+    assert sorted(pq.read_table(out / "runs.parquet")["status"].to_pylist()) == ["ok"] * 4 + ["skipped"]
+
+
 def test_build_after_an_append_finds_everything_made(corpus: Path, source: Path) -> None:
     add(source, corpus)
     assert make(sorted(source.iterdir())[:2], corpus).num_made == 0
