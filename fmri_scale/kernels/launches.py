@@ -20,10 +20,12 @@ from fmri_scale.kernels.embed import cases as clip_cases
 from fmri_scale.kernels.embed import triton as embed
 from fmri_scale.kernels.loss import triton as loss
 from fmri_scale.kernels.mask import triton as mask
+from fmri_scale.kernels.mlp import cases as mlp_cases
+from fmri_scale.kernels.mlp import triton as mlp
 from fmri_scale.kernels.scan import triton as scan
 from fmri_scale.kernels.strd import triton as strd
 
-OPERATIONS = ("scan", "conv", "mask", "embed", "loss", "strd")
+OPERATIONS = ("scan", "conv", "mlp", "mask", "embed", "loss", "strd")
 STATES, TAPS = 16, 4
 
 
@@ -48,6 +50,8 @@ def launches(op: str, batch: int, dtype: torch.dtype = torch.bfloat16) -> Iterat
     if op in ("scan", "conv", "strd"):
         for stage in STAGES:
             yield from {"scan": _scan, "conv": _conv, "strd": _strd}[op](stage, batch, dtype)
+    elif op == "mlp":
+        yield from _mlp(batch, dtype)
     elif op == "mask":
         for strategy in ("window", "tube", "token"):
             case = clip_cases.base_case(batch, strategy)
@@ -87,6 +91,10 @@ def _passes(entry: Compiled, launch: Launch) -> list[float]:
         return [-(-math.prod(k["WINDOW"]) // k["COLUMNS"]), -(-k["C"] // k["CHANNELS"])]
     if entry.name in ("embed_kernel", "loss_feature_kernel"):
         return [-(-math.prod(k["PATCH"]) // k["VALUES"])]
+    if entry.name in ("mlp_kernel", "mlp_input_kernel"):
+        return [-(-k["H"] // k["HIDDEN"])]
+    if entry.name == "mlp_weight_kernel":
+        return [launch.tokens / (entry.grid[0] * k["TOKENS"])]
     tokens = launch.tokens / entry.grid[-1]  # of a clip
     if entry.name in ("embed_weight_kernel", "loss_head_kernel"):
         return [tokens / (entry.grid[0] * k["TOKENS"])]
@@ -129,6 +137,24 @@ def _strd(stage: Stage, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
     h = _meta(windows, stage.windows.length, stage.width, dtype=dtype)
     size = (stage.name, stage.width, batch * stage.windows.num_tokens)
     yield Launch("strd", "forward", *size, _bind(strd.scores, h, stage.windows.window, 5, 5))
+
+
+def _mlp(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
+    """The first stages: wider tokens go through torch."""
+    for stage, case in zip(STAGES, mlp_cases.stage_cases(batch), strict=True):
+        if case.width <= mlp.WIDEST[dtype]:
+            x = _meta(*case.tokens, case.width, dtype=dtype)
+            shapes = (
+                (case.width,),
+                (case.width,),
+                (case.hidden, case.width),
+                (case.hidden,),
+                (case.width, case.hidden),
+            )
+            weights = [_meta(*shape, dtype=dtype) for shape in (*shapes, (case.width,))]
+            size = (stage.name, case.width, math.prod(case.tokens))
+            yield Launch("mlp", "forward", *size, _bind(mlp.forward, x, *weights, 1e-5, True))
+            yield Launch("mlp", "backward", *size, _bind(mlp.backward, x, x, *weights, 1e-5, True))
 
 
 def _embed(strategy: str, batch: int, dtype: torch.dtype) -> Iterator[Launch]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import ClipCase
+from fmri_scale.kernels.mlp.cases import MlpCase
 from fmri_scale.kernels.scan.cases import ScanCase
 from fmri_scale.kernels.strd.cases import Case as StrdCase
 
@@ -108,6 +109,15 @@ def conv_work(case: ConvCase, direction: str, itemsize: int = 2) -> Work:
     if direction == "forward":
         return Work(2 * values * itemsize, 2 * case.taps * values, 2 * values)
     return Work(3 * values * itemsize, 6 * case.taps * values, 2 * values)
+
+
+def mlp_work(case: MlpCase, direction: str, itemsize: int = 2) -> Work:
+    """Work of norm, MLP and residual that keep the tokens alone; a GELU takes an exponential and a reciprocal."""
+    tokens = math.prod(case.tokens)
+    values, products = tokens * case.width, 2 * tokens * case.width * case.hidden
+    if direction == "forward":
+        return Work(2 * values * itemsize, 2 * products, 2 * tokens * case.hidden)
+    return Work(3 * values * itemsize, 5 * products, 2 * tokens * case.hidden)
 
 
 def mask_work(units: int, clips: int) -> Work:

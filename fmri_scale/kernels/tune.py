@@ -21,6 +21,8 @@ from fmri_scale.kernels import aot, roofline, tuning
 from fmri_scale.kernels.conv import cases as conv_cases
 from fmri_scale.kernels.conv import triton as conv
 from fmri_scale.kernels.launches import Launch, slots
+from fmri_scale.kernels.mlp import cases as mlp_cases
+from fmri_scale.kernels.mlp import triton as mlp
 from fmri_scale.kernels.scan import cases as scan_cases
 from fmri_scale.kernels.scan import triton as scan
 from fmri_scale.kernels.windows import Windows
@@ -37,6 +39,8 @@ CONV_CANDIDATES = list(itertools.product((8, 16, 32), (2, 4, 8)))
 "Slots walked one after the other, and values of a thread."
 CONV_REGISTERS = 128
 "Of a thread of the convolution at most: it waits for memory, so 16 warps at least must fit on a multiprocessor."
+MLP_CANDIDATES = [(32, 64), (64, 32), (32, 32)]
+"Tokens at a time and hidden values of a program."
 WORK = tuple(72 * 5 * 4**i for i in range(8))
 "Channels times windows of a launch: from one late stage of a clip to a large batch of the first."
 DEVICES = {device.arch: device for name in ("A100", "H200", "B200") for device in (roofline.DEVICES[name],)}
@@ -88,6 +92,9 @@ def tune(arch: str, device: torch.device | None) -> dict[str, Any]:
         found = candidates(kernel, arch, device)
         cost = {c: c.slots if device is None else measure(kernel, c, WORK[-2], device) for c in found}
         table[kernel] = min(cost, key=lambda c: cost[c]).entry
+    found = candidates("mlp_weight", arch, device)
+    cost = {c: c.slots if device is None else measure("mlp_weight", c, WORK[-2], device) for c in found}
+    table["mlp_weight"] = min(cost, key=lambda c: cost[c]).entry
     return table
 
 
@@ -112,6 +119,8 @@ def candidates(kernel: str, arch: str, device: torch.device | None) -> list[Cand
     rules: list[Rule] = [{"channels": c, "unroll": u, "num_warps": 1} for c, u in SCAN_CANDIDATES]
     if kernel.startswith("conv"):
         rules = [{"channels": WIDTH, "run": r, "elements_per_thread": e} for r, e in CONV_CANDIDATES]
+    if kernel.startswith("mlp"):
+        rules = [{"tokens": t, "hidden": h} for t, h in MLP_CANDIDATES]
     inputs = {
         name: torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device="meta")
         for name, v in _inputs(kernel, 1, WINDOWS).items()
@@ -121,9 +130,9 @@ def candidates(kernel: str, arch: str, device: torch.device | None) -> list[Cand
         with _pinned(kernel, rule), aot.compiled(arch) as found:
             _run(kernel, inputs, WINDOWS)
         launch = Launch(kernel[:4], "", "", WIDTH, WINDOWS.num_tokens, lambda: None)
-        waits = kernel.startswith("conv") and found[0].registers > CONV_REGISTERS
-        if found[0].spilled == 0 and (device is not None or not waits):
-            kept.append(Candidate(tuple(rule.items()), slots(found[0], launch)[1] / WIDTH, found[0].registers))
+        waits = kernel.startswith("conv") and found[-1].registers > CONV_REGISTERS
+        if found[-1].spilled == 0 and (device is not None or not waits):
+            kept.append(Candidate(tuple(rule.items()), slots(found[-1], launch)[1] / WIDTH, found[-1].registers))
     if not kept:
         raise RuntimeError(f"{kernel} spills on {arch}, or needs too many registers, however it is launched")
     return kept
@@ -159,6 +168,9 @@ def _pinned(kernel: str, rule: Rule):
 
 
 def _inputs(kernel: str, batch: int, windows: Windows) -> dict[str, torch.Tensor]:
+    if kernel.startswith("mlp"):
+        case = mlp_cases.MlpCase((batch, windows.num_tokens), WIDTH // 2, 2 * WIDTH)
+        return mlp_cases.make_inputs(case, torch.bfloat16)
     if kernel.startswith("scan"):
         made = scan_cases.make_inputs(scan_cases.ScanCase(batch, windows, WIDTH), torch.bfloat16)
     else:
@@ -167,7 +179,10 @@ def _inputs(kernel: str, batch: int, windows: Windows) -> dict[str, torch.Tensor
 
 
 def _run(kernel: str, inputs: dict[str, torch.Tensor], windows: Windows) -> None:
-    if kernel.startswith("scan"):
+    if kernel.startswith("mlp"):
+        x, gain, shift, up, up_bias, down, down_bias = inputs.values()
+        mlp.backward(x, x, gain, shift, up, up_bias, down, down_bias, 1e-5, True)
+    elif kernel.startswith("scan"):
         x, dt, A, B, C, D = inputs.values()
         if kernel == "scan_forward":
             scan.forward(x, dt, A, B, C, D, windows, None, False)

@@ -4,8 +4,9 @@ Ranks must launch the same code on the same step, and a first step must not stal
 scan a table lists rules, tried from the top: the first one whose `channel_windows_at_least` is met by the launch's
 width times windows (of all clips) gives the channels a program may own, how many tokens are unrolled and the warps of
 a program. For the convolution it gives the channels, the slots that are walked one after the other and the values of
-a thread. `python -m fmri_scale.kernels.tune` writes the tables, from machine code or, on a GPU, from times; `basis`
-says which. An architecture without a table takes the one of its nearest relative, and a warning says so once.
+a thread, for the MLP the tile of its maps' gradients. `python -m fmri_scale.kernels.tune` writes the tables, from
+machine code or, on a GPU, from times; `basis` says which. An architecture without a table takes the one of its nearest
+relative, and a warning says so once.
 """
 
 import contextlib
@@ -101,6 +102,12 @@ def conv_tile(kernel: str, device: torch.device, width: int, length: int) -> Con
     runs = 1 << (-(-length // run) - 1).bit_length()
     warps = max(1, min(8, runs * main // (32 * rule["elements_per_thread"])))
     return ConvTile(main, tail, -(-width // (main + tail)), run, runs, warps)
+
+
+def mlp_tile(device: torch.device) -> tuple[int, int]:
+    """Tokens at a time and hidden values of a program that makes the gradients of an MLP's maps."""
+    rule = table(architecture(device))["mlp_weight"]
+    return rule["tokens"], rule["hidden"]
 
 
 @functools.lru_cache(maxsize=256)

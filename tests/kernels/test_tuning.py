@@ -44,6 +44,8 @@ def test_table_answers_for_every_width_and_batch(arch, monkeypatch):
 def test_rules_go_from_much_work_to_any(arch):
     table = tuning.table(arch)
     assert table["basis"]
+    assert table["mlp_weight"]["tokens"] >= 16
+    assert table["mlp_weight"]["hidden"] >= 16
     for kernel in ("scan_forward", "scan_backward"):
         least = [rule["channel_windows_at_least"] for rule in table[kernel]]
         assert least == sorted(least, reverse=True)
@@ -76,6 +78,7 @@ def test_tool_writes_a_table_that_is_read(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(tune, "SCAN_CANDIDATES", [(72, 1), (8, 1)])
     monkeypatch.setattr(tune, "CONV_CANDIDATES", [(16, 4)])
+    monkeypatch.setattr(tune, "MLP_CANDIDATES", [(32, 32)])
     monkeypatch.setattr(tune, "WORK", (360, 72 * 10**6))
     assert tune.main(["--arch", "sm_90", "--out", str(tmp_path)]) == 0
     table = json.loads((tmp_path / "sm_90.json").read_text())

@@ -1,0 +1,250 @@
+"""The calls that `kernels.py` times: each operation at each shape, ours and what it is compared with.
+
+Inputs are made when a row's calls are asked for and freed with them, so that only one row's tensors exist at a time.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fmri_scale.kernels import roofline
+from fmri_scale.kernels.backends import has_mamba, has_triton
+from fmri_scale.kernels.clips import CodedClips, Hidden, num_units, voxel_lookup
+from fmri_scale.kernels.conv import cases as conv_cases
+from fmri_scale.kernels.conv import conv_silu
+from fmri_scale.kernels.conv import reference as conv_reference
+from fmri_scale.kernels.embed import cases as clip_cases
+from fmri_scale.kernels.embed import embed
+from fmri_scale.kernels.embed import reference as embed_reference
+from fmri_scale.kernels.loss import cases as loss_cases
+from fmri_scale.kernels.loss import masked_loss
+from fmri_scale.kernels.loss import reference as loss_reference
+from fmri_scale.kernels.mask import unit_mask
+from fmri_scale.kernels.mlp import cases as mlp_cases
+from fmri_scale.kernels.mlp import norm_mlp
+from fmri_scale.kernels.mlp import reference as mlp_reference
+from fmri_scale.kernels.scan import cases as scan_cases
+from fmri_scale.kernels.scan import reference as scan_reference
+from fmri_scale.kernels.scan import scan
+from fmri_scale.kernels.strd import cases as strd_cases
+from fmri_scale.kernels.strd import reference as strd_reference
+from fmri_scale.kernels.strd import scores
+from fmri_scale.kernels.windows import Windows
+
+OPERATIONS = ("scan", "conv", "mlp", "mask", "embed", "loss", "strd")
+SMALL = Windows((2, 2, 1, 4), (1, 1, 1, 4), (0, 1, 0, 0))
+"Windows of a smoke test."
+COMPILED_STEPS = 32
+"Tokens of a window at most for which torch.compile takes the definition's loop of the scan: 256 take it minutes."
+Call = Callable[[], Any]
+Named = Iterator[tuple[str, Call]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table."""
+
+    op: str
+    direction: str
+    stage: str
+    batch: int
+    tokens: int
+    "What instructions are counted by: tokens, units (mask), hidden tokens (loss)."
+    work: roofline.Work
+    calls: Callable[[], Named]
+    "Names of implementations and what to time, made when asked for."
+
+
+def rows_of(op: str, batch: int, small: bool) -> Iterator[Row]:
+    """All rows of an operation; `small` at reduced shapes."""
+    make = {"scan": _scan, "conv": _conv, "mlp": _mlp, "mask": _mask, "embed": _embed, "loss": _loss, "strd": _strd}
+    yield from make[op](batch, small)
+
+
+def device() -> torch.device:
+    """Where everything runs."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ours() -> str:
+    """Backend of our kernels: Triton's, or the CPU's forms where there is no GPU (in a smoke test)."""
+    return "triton" if device().type == "cuda" and has_triton() else "torch"
+
+
+def compiled(function: Callable) -> Callable:
+    """torch.compile of a definition; without a GPU by the backend that needs no C++ compiler."""
+    return torch.compile(function, backend="inductor" if device().type == "cuda" else "aot_eager")
+
+
+def _scan(batch: int, small: bool) -> Iterator[Row]:
+    cases = [scan_cases.ScanCase(batch, SMALL, 8, 4)] if small else scan_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            tokens = case.batch * case.windows.num_tokens
+            calls = _bound(_scan_calls, case, direction)
+            yield Row("scan", direction, f"s{number}", batch, tokens, roofline.scan_work(case, direction), calls)
+
+
+def _scan_calls(case: scan_cases.ScanCase, direction: str) -> Named:
+    inputs = _leaves(scan_cases.make_inputs(case, torch.bfloat16).values())
+    front, windows = inputs[:6], case.windows
+    yield _timed("ours", direction, lambda: scan(*front, windows, backend=ours()), inputs)
+    if has_mamba():
+        yield _timed("mamba_ssm", direction, lambda: scan(*front, windows, backend="mamba_ssm"), inputs)
+    if case.batch == 1:
+        yield _timed("eager", direction, lambda: scan_reference.forward(*front, windows), inputs)
+        if windows.length <= COMPILED_STEPS:
+            made = compiled(scan_reference.forward)
+            yield _timed("compiled", direction, lambda: made(*front, windows), inputs)
+
+
+def _conv(batch: int, small: bool) -> Iterator[Row]:
+    cases = [conv_cases.ConvCase(batch, SMALL, 8)] if small else conv_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            tokens = case.batch * case.windows.num_tokens
+            calls = _bound(_conv_calls, case, direction)
+            yield Row("conv", direction, f"s{number}", batch, tokens, roofline.conv_work(case, direction), calls)
+
+
+def _conv_calls(case: conv_cases.ConvCase, direction: str) -> Named:
+    x, weight, bias = _leaves(conv_cases.make_inputs(case, torch.bfloat16).values())
+    inputs = [x, weight, bias]
+    yield _timed("ours", direction, lambda: conv_silu(x, weight, bias, case.windows, backend=ours()), inputs)
+    if case.batch == 1:
+        low = [v.detach().to(x.dtype).requires_grad_() for v in inputs]  # the definition mixes no dtypes
+        yield _timed("eager", direction, lambda: conv_reference.forward(*low, case.windows), low)
+        made = compiled(conv_reference.forward)
+        yield _timed("compiled", direction, lambda: made(*low, case.windows), low)
+
+
+def _mlp(batch: int, small: bool) -> Iterator[Row]:
+    cases = [mlp_cases.MlpCase((batch, 9), 8, 32)] if small else mlp_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            calls = _bound(_mlp_calls, case, direction)
+            tokens = math.prod(case.tokens)
+            yield Row("mlp", direction, f"s{number}", batch, tokens, roofline.mlp_work(case, direction), calls)
+
+
+def _mlp_calls(case: mlp_cases.MlpCase, direction: str) -> Named:
+    inputs = _leaves(mlp_cases.make_inputs(case, torch.bfloat16).values())
+    yield _timed("ours", direction, lambda: norm_mlp(*inputs, backend=ours()), inputs)
+    if case.tokens[0] == 1:
+        yield _timed("eager", direction, lambda: mlp_reference.forward(*inputs, 1e-5, True), inputs)
+        made = compiled(mlp_reference.forward)
+        yield _timed("compiled", direction, lambda: made(*inputs, 1e-5, True), inputs)
+
+
+def _mask(batch: int, small: bool) -> Iterator[Row]:
+    for strategy in ("window",) if small else ("window", "tube", "token"):
+        case = clip_cases.base_case(batch, strategy)
+        units = num_units(case.grid, case.unit)
+        work = roofline.mask_work(units, batch)
+        yield Row("mask", "forward", strategy, batch, batch * units, work, _bound(_mask_calls, units, batch))
+
+
+def _mask_calls(units: int, batch: int) -> Named:
+    keys = torch.arange(batch, device=device())
+    for name, backend in (("ours", ours()), ("eager", "torch")):
+        yield name, _bound(unit_mask, 0, keys, keys, units, units // 2, None, backend)
+
+
+def _clip_case(batch: int, strategy: str, small: bool) -> clip_cases.ClipCase:
+    case = clip_cases.base_case(batch, strategy)
+    return replace(case, image=(24, 24, 24), frames=4, width=8) if small else case
+
+
+def clips_of(case: clip_cases.ClipCase) -> tuple[CodedClips, Hidden]:
+    """Random codes of a ball that fills 28 % of the image, about a brain's share, and the hidden tokens."""
+    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in case.image), indexing="ij")
+    places = (sum(axis.square() for axis in axes) < 0.66).flatten().nonzero().squeeze(1)  # type: ignore[union-attr]
+    where = device()
+    codes = torch.randint(-128, 128, (case.batch, case.frames, len(places)), dtype=torch.int8, device=where)
+    scale = torch.rand(case.batch, 2, len(places), device=where).half()
+    gain, shift, outside = torch.rand(3, case.batch, device=where).unbind(0)
+    lookup = voxel_lookup(places, case.image).to(where)
+    hidden = clip_cases.make_hidden(case)
+    moved = {name: getattr(hidden, name).to(where) for name in ("epoch", "clip_ids")}
+    return CodedClips(codes, scale, gain, shift, outside, lookup, case.image, case.patch), hidden._replace(**moved)
+
+
+def _embed(batch: int, small: bool) -> Iterator[Row]:
+    for strategy in ("window",) if small else ("window", "token"):
+        case = _clip_case(batch, strategy, small)
+        tokens = batch * math.prod(case.grid)
+        for direction in ("forward", "backward"):
+            calls = _bound(_embed_calls, case, direction)
+            yield Row("embed", direction, strategy, batch, tokens, roofline.embed_work(case), calls)
+
+
+def _embed_calls(case: clip_cases.ClipCase, direction: str) -> Named:
+    clips, hidden = clips_of(case)
+    inputs = _leaves(clip_cases.make_parameters(case, torch.bfloat16).values())
+    call = lambda: embed(clips, *inputs, hidden, case.slots, backend=ours())  # noqa: E731
+    yield _timed("ours", direction, call, inputs)
+    if case.batch == 1:
+        yield _timed("eager", direction, lambda: embed_reference.forward(clips, *inputs, hidden, case.slots), inputs)
+        made = compiled(embed_reference.forward)
+        yield _timed("compiled", direction, lambda: made(clips, *inputs, hidden, case.slots), inputs)
+
+
+def _loss(batch: int, small: bool) -> Iterator[Row]:
+    for strategy in ("window",) if small else ("window", "token"):
+        case = _clip_case(batch, strategy, small)
+        hidden_tokens = round(batch * math.prod(case.grid) * case.ratio)
+        calls = _bound(_loss_calls, case)
+        yield Row("loss", "forward", strategy, batch, hidden_tokens, roofline.loss_work(case), calls)
+
+
+def _loss_calls(case: clip_cases.ClipCase) -> Named:
+    """Loss and gradients together: ours makes them in one."""
+    clips, hidden = clips_of(case)
+    inputs = _leaves(loss_cases.make_inputs(case, torch.bfloat16).values())
+
+    def with_gradients(function: Callable[[], torch.Tensor]) -> Call:
+        return lambda: torch.autograd.grad(function(), inputs)
+
+    yield "ours", with_gradients(lambda: masked_loss(clips, *inputs, hidden, backend=ours()))
+    if case.batch == 1:
+        yield "eager", with_gradients(lambda: loss_reference.loss(clips, *inputs, hidden, True))
+        made = compiled(loss_reference.loss)
+        yield "compiled", with_gradients(lambda: made(clips, *inputs, hidden, True))
+
+
+def _strd(batch: int, small: bool) -> Iterator[Row]:
+    cases = [strd_cases.SMALL[0]] if small else strd_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        tokens = case[0] * math.prod(case[1])
+        calls = _bound(_strd_calls, case, batch)
+        yield Row("strd", "forward", f"s{number}", batch, tokens, roofline.strd_work(case), calls)
+
+
+def _strd_calls(case: strd_cases.Case, batch: int) -> Named:
+    _, window, _, l_spat, l_temp = case
+    h = strd_cases.make_inputs(case, torch.bfloat16).to(device())
+    yield "ours", lambda: scores(h, window, l_spat, l_temp, backend=ours())
+    if batch == 1:
+        yield "eager", lambda: strd_reference.scores(h, window, l_spat, l_temp)
+        made = compiled(strd_reference.scores)
+        yield "compiled", lambda: made(h, window, l_spat, l_temp)
+
+
+def _timed(name: str, direction: str, call: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> tuple[str, Call]:
+    """What to time of a call: itself, or its gradient alone."""
+    if direction == "forward":
+        return name, call
+    y = call()
+    upstream = torch.randn_like(y)
+    return name, lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
+
+
+def _leaves(values: Any) -> list[torch.Tensor]:
+    return [v.detach().to(device()).requires_grad_() for v in values if v is not None]
+
+
+def _bound(function: Callable, *args: Any) -> Callable[[], Any]:
+    return lambda: function(*args)

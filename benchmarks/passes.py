@@ -1,0 +1,238 @@
+"""What a training step of the base model does, pass by pass, and what each pass needs on a GPU at best: a model.
+
+A pass is one kernel over all tokens of a stage: what it reads and writes (values a token), its products, and for our
+own kernels the warp instructions of the code as compiled (benchmarks/results/static.json). `block_passes` lists the
+passes of a block as the code runs today, or with one epilogue fused by torch.compile or by a kernel of its own. From
+these come the predicted times of `step.py` and the comparison of `epilogues.py`; both label them as predictions.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fmri_scale.kernels.cases import STAGES, Stage
+from fmri_scale.kernels.conv.cases import ConvCase
+from fmri_scale.kernels.embed.cases import base_case
+from fmri_scale.kernels.mlp.cases import MlpCase
+from fmri_scale.kernels.mlp.triton import WIDEST
+from fmri_scale.kernels.roofline import Device, Work, conv_work, embed_work, loss_work, mlp_work, scan_work
+from fmri_scale.kernels.scan.cases import ScanCase
+
+STATIC = Path(__file__).resolve().parent / "results/static.json"
+BF16 = 2
+STATES = 16
+LAUNCH_S = 4e-6
+"A kernel that torch launches takes the processor about so long; a step cannot be shorter than all of them."
+REACHED = {"bytes": 0.80, "flops": 0.35, "exps": 0.75, "slots": 0.75}
+"Share of a device's rates that good kernels reach at these shapes (thin products), assumed. Unmeasured."
+GELU_SLOTS = 30 / 32
+"Warp instructions of an exact GELU a value: erf by libdevice."
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One kernel over the tokens of a stage."""
+
+    name: str
+    direction: str
+    work: Work
+
+    def seconds(self, device: Device, reached: bool = False) -> float:
+        """Time of the resource that binds, at full rates or at those that are `REACHED`."""
+        times = self.work.seconds(device)
+        return max(t / (REACHED[name] if reached else 1.0) for name, t in times.items())
+
+
+def block_passes(stage: Stage, batch: int, arch: str, fused: dict[str, str] | None = None) -> list[Pass]:
+    """Passes of one block; `fused` says of `gate` and `mlp` whether `inductor` or `kernel` runs them, not eager."""
+    fused = fused or {}
+    return [
+        *mixer_passes(stage, batch, arch),
+        *gate_passes(stage, batch, fused.get("gate", "eager")),
+        *mlp_passes(stage, batch, fused.get("mlp", "eager"), arch),
+    ]
+
+
+def mixer_passes(stage: Stage, batch: int, arch: str) -> list[Pass]:
+    """From the first norm to the scan, and back; `models/lean.py` makes some of it again on the way back."""
+    C, tokens = stage.width, batch * stage.windows.num_tokens
+    E, R, M = 2 * C, -(-C // 16), -(-C // 16) + 2 * STATES
+
+    def of(name: str, direction: str, values: float, products: float = 0.0) -> Pass:
+        return Pass(name, direction, Work(values * BF16 * tokens, 2 * products * tokens))
+
+    forward = [
+        of("norm", "forward", 2 * C),
+        of("in-projection", "forward", C + 2 * E, 2 * C * E),
+        *_own("conv", "forward", stage, batch, arch),
+        of("selection", "forward", E + M, E * M),
+        of("step projection", "forward", R + E, R * E),
+        of("softplus", "forward", 2 * E),
+        *_own("scan", "forward", stage, batch, arch),
+    ]
+    backward = [
+        *_own("conv", "forward", stage, batch, arch, "backward"),
+        of("step projection again", "backward", R + E, R * E),
+        of("softplus again", "backward", 2 * E),
+        *_own("scan", "backward", stage, batch, arch),
+        of("softplus gradient", "backward", 3 * E),
+        of("step projection gradients", "backward", 2 * (E + R), 2 * R * E),
+        of("bias sums", "backward", E),
+        of("join selection", "backward", 2 * M),
+        of("selection gradients", "backward", 2 * M + 3 * E, 2 * E * M),
+        *_own("conv", "backward", stage, batch, arch),
+        of("join halves", "backward", 4 * E),
+        of("norm again", "backward", 2 * C),
+        of("in-projection gradients", "backward", 2 * (2 * E + C), 4 * C * E),
+        of("norm gradient", "backward", 5 * C),
+        of("residual gradient", "backward", 3 * C),
+    ]
+    return forward + backward
+
+
+def gate_passes(stage: Stage, batch: int, how: str) -> list[Pass]:
+    """y * silu(z), out-projection, residual."""
+    C, E = stage.width, 2 * stage.width
+    plans = {
+        "eager": [
+            ("silu", "forward", 2 * E, 0, 0),
+            ("gate", "forward", 3 * E, 0, 0),
+            ("out-projection", "forward", E + C, E * C, 0),
+            ("residual", "forward", 3 * C, 0, 0),
+            ("silu again", "backward", 2 * E, 0, 0),
+            ("gate again", "backward", 3 * E, 0, 0),
+            ("out-projection gradients", "backward", 2 * (C + E), 2 * E * C, 0),
+            ("gate gradients", "backward", 3 * E + 3 * E + 3 * E, 0, 0),
+        ],
+        "inductor": [
+            ("silu and gate", "forward", 3 * E, 0, 0),
+            ("out-projection", "forward", E + C, E * C, 0),
+            ("residual", "forward", 3 * C, 0, 0),
+            ("silu and gate again", "backward", 3 * E, 0, 0),
+            ("out-projection gradients", "backward", 2 * (C + E), 2 * E * C, 0),
+            ("gate gradients", "backward", 5 * E, 0, 0),
+        ],
+        "kernel": [
+            ("gate, out-projection, residual", "forward", 2 * E + 2 * C, E * C, 0),
+            ("their gradients", "backward", C + 2 * E + 2 * E, 2 * E * C, 0),
+            ("out-projection's weight", "backward", C + 2 * E, E * C, 0),
+        ],
+    }
+    return _plan(plans[how], stage, batch)
+
+
+def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
+    """Norm, map up, GELU, map down, residual; the backward pass keeps the input alone.
+
+    The last number is how often a value is put through GELU or its derivative.
+    """
+    C, H = stage.width, 4 * stage.width
+    if how == "kernel" and WIDEST[torch.bfloat16] >= C:
+        return _own_mlp(stage, batch, arch)
+    plans = {
+        "eager": [
+            ("norm", "forward", 2 * C, 0, 0),
+            ("up", "forward", C + H, C * H, 0),
+            ("gelu", "forward", 2 * H, 0, H),
+            ("down", "forward", H + C, C * H, 0),
+            ("residual", "forward", 3 * C, 0, 0),
+            ("norm again", "backward", 2 * C, 0, 0),
+            ("up again", "backward", C + H, C * H, 0),
+            ("gelu again", "backward", 2 * H, 0, H),
+            ("down's gradients", "backward", 2 * (C + H), 2 * C * H, 0),
+            ("gelu's gradient", "backward", 3 * H, 0, H),
+            ("bias sums", "backward", H + C, 0, 0),
+            ("up's gradients", "backward", 2 * (C + H), 2 * C * H, 0),
+            ("norm's gradient", "backward", 5 * C, 0, 0),
+            ("residual's gradient", "backward", 3 * C, 0, 0),
+        ],
+        "inductor": [
+            ("norm", "forward", 2 * C, 0, 0),
+            ("up", "forward", C + H, C * H, 0),
+            ("gelu", "forward", 2 * H, 0, H),
+            ("down", "forward", H + C, C * H, 0),
+            ("residual", "forward", 3 * C, 0, 0),
+            ("norm again", "backward", 2 * C, 0, 0),
+            ("up again", "backward", C + H, C * H, 0),
+            ("gelu, its gradient, bias sums", "backward", 2 * H + 2 * H, 0, 2 * H),
+            ("down's gradients", "backward", 2 * (C + H), 2 * C * H, 0),
+            ("up's gradients", "backward", 2 * (C + H), 2 * C * H, 0),
+            ("norm's and residual's gradient", "backward", 5 * C, 0, 0),
+        ],
+    }
+    return _plan(plans["eager" if how == "kernel" else how], stage, batch)  # wide tokens run in torch
+
+
+def voxel_passes(batch: int, arch: str) -> list[Pass]:
+    """Embedding and loss on codes: of the whole model, not of a block."""
+    case = base_case(batch)
+    tokens = batch * math.prod(case.grid)
+    found = []
+    for direction in ("forward", "backward"):
+        slots = slots_per_token("embed", direction, "window", arch) * tokens
+        found.append(Pass("embedding", direction, embed_work(case).with_slots(slots)))
+    slots = slots_per_token("loss", "forward", "window", arch) * tokens * case.ratio
+    return [*found, Pass("loss and its gradients", "forward", loss_work(case).with_slots(slots))]
+
+
+def step_passes(batch: int, arch: str, fused: dict[str, str] | None = None) -> Iterator[tuple[str, int, list[Pass]]]:
+    """Parts of a step: name, how often it runs, passes. Merging, expanding and the optimizer are left out (3 %)."""
+    for stage in STAGES:
+        yield stage.name, stage.blocks, block_passes(stage, batch, arch, fused)
+    yield "codes", 1, voxel_passes(batch, arch)
+
+
+def slots_per_token(op: str, direction: str, stage: str, arch: str) -> float:
+    """Warp instructions a token of all kernels of an operation, as compiled."""
+    return sum(row["whole_per_token"] for row in static_rows(op, direction, stage, arch))
+
+
+def static_rows(op: str, direction: str, stage: str, arch: str) -> list[dict[str, Any]]:
+    """What an operation's kernels were compiled to."""
+    if not STATIC.exists():
+        raise SystemExit(f"{STATIC}: missing; python benchmarks/static.py writes it")
+    found = [
+        row
+        for row in json.loads(STATIC.read_text())["rows"]
+        if (row["op"], row["direction"], row["stage"], row["arch"]) == (op, direction, stage, arch)
+    ]
+    if not found:
+        raise SystemExit(f"{STATIC}: nothing of {op} {direction} {stage} on {arch}; python benchmarks/static.py")
+    return found
+
+
+def _own(op: str, direction: str, stage: Stage, batch: int, arch: str, when: str | None = None) -> list[Pass]:
+    """One of our kernels; `when` a forward kernel runs in the backward pass."""
+    tokens, width = batch * stage.windows.num_tokens, 2 * stage.width
+    if op == "scan":
+        work = scan_work(ScanCase(batch, stage.windows, width), direction)
+    else:
+        work = conv_work(ConvCase(batch, stage.windows, width), direction)
+    work = work.with_slots(slots_per_token(op, direction, stage.name, arch) * tokens)
+    return [Pass(op if when is None else f"{op} again", when or direction, work)]
+
+
+def _own_mlp(stage: Stage, batch: int, arch: str) -> list[Pass]:
+    """Our kernels of norm, MLP and residual."""
+    case, found = MlpCase((batch, stage.windows.num_tokens), stage.width, 4 * stage.width), []
+    for direction in ("forward", "backward"):
+        rows = static_rows("mlp", direction, stage.name, arch)
+        work = mlp_work(case, direction).times(1 / len(rows))
+        for row in rows:
+            slots = row["whole_per_token"] * batch * stage.windows.num_tokens
+            found.append(Pass(row["kernel"], direction, work.with_slots(slots)))
+    return found
+
+
+def _plan(plan: list[tuple[str, str, int, int, int]], stage: Stage, batch: int) -> list[Pass]:
+    """Passes of a list of (name, direction, values, products, GELUs) a token."""
+    tokens = batch * stage.windows.num_tokens
+    return [
+        Pass(name, direction, Work(values * BF16 * tokens, 2 * products * tokens, 0.0, GELU_SLOTS * gelus * tokens))
+        for name, direction, values, products, gelus in plan
+    ]
