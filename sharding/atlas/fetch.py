@@ -4,12 +4,14 @@ In: a name. Out: the file of a label image in MNI152 space and its table. Each a
 description of it is the place to read it. Without a network (and without an earlier download) this fails in one line.
 """
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sharding.atlas.labels import Label
 from sharding.errors import InputError
+from sharding.write import write_whole
 
 ATLASES = ("aal", "schaefer", "harvard_oxford", "destrieux")
 
@@ -60,13 +62,17 @@ def fetch_atlas(name: str, regions: int = 400) -> tuple[Path, list[Label]]:
 
 
 def _image(found: Any, name: str) -> Path:
-    """File of the label image; nilearn gives some atlases as an image in memory, made from a file beside."""
+    """File of the label image; one that nilearn gives in memory (sides told apart) is kept beside its source."""
     maps = found["maps"]
     if isinstance(maps, str | Path):
         return Path(maps)
-    file = Path(maps.get_filename() or found.get("filename") or "")
-    target = file.parent / f"fmri_scale_{name}.nii.gz"
-    maps.to_filename(target)
+    target = Path(found["filename"]).with_name(f"fmri_scale_{name}.nii.gz")
+    try:
+        write_whole(target, gzip.compress(maps.to_bytes(), mtime=0))
+    except OSError as error:
+        raise InputError(
+            f"{target}: cannot be written ({error.strerror}); make nilearn's data folder writable"
+        ) from error
     return target
 
 

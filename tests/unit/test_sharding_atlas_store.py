@@ -191,6 +191,18 @@ def test_fetched_atlas_names_its_regions_and_networks(tmp_path: Path, monkeypatc
         fetch_atlas("schaefer", 150)
 
 
+def test_an_atlas_fetched_into_memory_is_kept_beside_its_source(tmp_path: Path, monkeypatch, capsys) -> None:
+    bunch = {"maps": image(), "filename": str(tmp_path / "ho.nii.gz"), "labels": ["Background", "Left A", "Right A"]}
+    monkeypatch.setattr("nilearn.datasets.fetch_atlas_harvard_oxford", lambda name, symmetric_split, verbose: bunch)
+    file, labels = fetch_atlas("harvard_oxford")
+    assert file.parent == tmp_path
+    np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), np.asarray(image().dataobj))
+    assert labels == [Label(1, "Left A"), Label(2, "Right A")]
+    bunch["filename"] = str(tmp_path / "no" / "folder.nii.gz")
+    assert main(["atlas", "--nilearn", "harvard_oxford", "--out", str(tmp_path / "out")]) == 2
+    assert "make nilearn's data folder writable" in capsys.readouterr().err
+
+
 def test_no_network_is_one_clear_line(monkeypatch, tmp_path: Path, capsys) -> None:
     def offline(**_):
         raise ConnectionError("Max retries exceeded")
