@@ -48,7 +48,7 @@ def repetition_time(info: ImageInfo, given: float | None = None) -> tuple[float,
         No plausible value: it is 0, absurd, or in a unit that is no time.
     """
     if given is not None:
-        return _plausible(info.path, given, f"--tr or table says {given:g} s"), "given"
+        return _plausible(info.path, given, f"--tr, table or sidecar says {given:g} s"), "given"
     sidecar = _sidecar_tr(info.path)
     if sidecar is not None:
         return _plausible(info.path, sidecar, f"sidecar says {sidecar:g} s"), "sidecar"
@@ -67,8 +67,9 @@ def header_tr(info: ImageInfo) -> float | None:
 
 def _plausible(path: Path, tr: float, said: str) -> float:
     if not (math.isfinite(tr) and MIN_TR_S <= tr <= MAX_TR_S):
+        hint = f" (in milliseconds it would be {tr / 1000:g} s)" if MIN_TR_S <= tr / 1000 <= MAX_TR_S else ""
         raise InputError(
-            f"{path}: TR {tr:g} s ({said}) is not within {MIN_TR_S:g} to {MAX_TR_S:g} s; "
+            f"{path}: TR {tr:g} s ({said}) is not within {MIN_TR_S:g} to {MAX_TR_S:g} s{hint}; "
             "give --tr SECONDS or a tr column"
         )
     return round(tr, 6)  # headers hold float32: 0.72 reads as 0.7200000286

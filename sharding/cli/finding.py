@@ -43,7 +43,7 @@ def add_find_arguments(parser: argparse.ArgumentParser) -> None:
     add("--mask", type=Path, metavar="NIFTI",
         help="brain mask for run statistics (default: the run's own, else the MNI152 brain)")  # fmt: skip
     add("--anonymise", type=Path, metavar="KEYFILE",
-        help="write keyed hashes for people, sessions, runs and files; the key stays out of the corpus")  # fmt: skip
+        help="write keyed hashes for people, sessions, runs and files (not datasets and tasks)")  # fmt: skip
     add("--anonymise-map", type=Path, metavar="TSV", help="with --anonymise: also write who is who, outside the corpus")
 
 

@@ -117,3 +117,13 @@ def test_down_sampling_lets_fast_waves_not_alias(frequency: float) -> None:
 def test_constant_series_stays_constant_to_its_ends() -> None:
     for tr in (0.3, 0.72, 2.0):
         np.testing.assert_allclose(resample(np.full((50, 2), 1000.0), tr, 0.8), 1000, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"), [(720.0, r"\(in milliseconds it would be 0.72 s\)"), (1e6, "to 20 s; give --tr")]
+)
+def test_repetition_time_in_milliseconds_is_recognised_but_not_believed(tmp_path: Path, said: float, hint: str) -> None:
+    path = save(head(tr=1.0), tmp_path)
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text(json.dumps({"RepetitionTime": said}))
+    with pytest.raises(InputError, match=hint):
+        repetition_time(open_image(path))
