@@ -36,6 +36,8 @@ class DaskEngine:
     """
 
     def __init__(self, scheduler: str, workers: int | None) -> None:
+        # What Dask says of workers that come and go is not the user's to mend; read when Dask is first imported.
+        os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "error")
         try:
             import distributed
         except ImportError as error:
