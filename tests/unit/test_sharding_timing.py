@@ -30,7 +30,7 @@ def test_impossible_repetition_time_is_refused_with_the_remedy(tmp_path: Path, v
 
 @pytest.mark.parametrize("given", [0.0, -2.0, 2000.0, float("nan")])
 def test_given_repetition_time_is_checked_too(tmp_path: Path, given: float) -> None:
-    with pytest.raises(InputError, match="--tr or table says"):
+    with pytest.raises(InputError, match="--tr, table or sidecar says"):
         repetition_time(open_image(save(head(), tmp_path)), given)
 
 
