@@ -27,7 +27,7 @@ from sharding.plan import BuildSettings, Rejected
 from sharding.shard import run_facts
 from sharding.write import write_whole
 
-SOFTWARE = ("fmri-scale", "numpy", "scipy", "nibabel", "nilearn", "webdataset", "pyarrow")
+SOFTWARE = ("fmri-scale", "numpy", "scipy", "nibabel", "nilearn", "pyarrow")
 
 
 @dataclass
