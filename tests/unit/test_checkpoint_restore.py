@@ -1,11 +1,12 @@
 """What a run may change between its start and its resume, and that weights are read without running code."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fmri_scale.checkpoint import consolidated_state, layout, restore
+from fmri_scale.checkpoint import consolidated_state, fragments, layout, reshard, restore
 from fmri_scale.checkpoint.commit import save
 from fmri_scale.checkpoint.reading import load_tensors
 from fmri_scale.checkpoint.state import TrainingState
@@ -97,6 +98,35 @@ def test_zero_3_slices_are_joined(tmp_path):
     assert list(joined) == ["a", "b", "c"]
     assert all(torch.equal(joined[name], full[f"model.{name}"]) for name in joined)
     restore.check_shapes(checkpoint, {"a": (7,), "b": (2, 3), "c": ()})
+
+
+def test_zero_0_moments_go_by_the_optimizers_order(tmp_path):
+    """A parameter that never had a gradient has no moments: they are zero."""
+    module = {"model.a": torch.ones(2), "model.b": torch.ones(3), "model.c": torch.ones(1)}
+    state = {0: {"step": torch.tensor(5.0), "exp_avg": torch.full((3,), 2.0), "exp_avg_sq": torch.full((3,), 3.0)}}
+    optimizer = {"state": state, "param_groups": [{"params": [0, 2]}, {"params": [1]}]}
+    checkpoint = checkpoint_of(
+        tmp_path, Config(), {"mp_rank_00_model_states.pt": {"module": module, "optimizer": optimizer}}
+    )
+    saved = fragments.read(checkpoint.engine, 0, 1, ["model.b", "model.c", "model.a"])
+    assert saved.adam_steps == 5.0
+    assert saved.whole("model.b", "exp_avg").tolist() == [2.0] * 3
+    assert saved.whole("model.a", "exp_avg_sq").tolist() == [0.0] * 2
+    with pytest.raises(CheckpointError, match="has 3 parameters, the run's 2"):
+        fragments.read(checkpoint.engine, 0, 1, ["model.b", "model.c"])
+
+
+def test_missing_piece_of_a_parameter_is_named():
+    saved = fragments.Saved({"w": (4,)})
+    saved.add("w", fragments.WEIGHT, 0, torch.ones(3))
+    with pytest.raises(CheckpointError, match="parameter w: the checkpoint holds 3 of 4 values"):
+        saved.whole("w")
+
+
+def test_state_on_local_disks_is_not_resharded(checkpoint):
+    engine = SimpleNamespace(zero_nvme_offload_optimizer=lambda: True)
+    with pytest.raises(CheckpointError, match="resume once with cpu, then change to nvme"):
+        reshard.load(engine, checkpoint, TrainingState(4, 32, 1, 3, "corpus"), [], [])
 
 
 def test_weights_are_not_tied_to_the_file(checkpoint):

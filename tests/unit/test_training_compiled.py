@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fmri_scale.config import Config, check
-from fmri_scale.errors import ConfigError
+from fmri_scale.config import Config, EngineConfig, check
+from fmri_scale.errors import ConfigError, LaunchError
 from fmri_scale.models import MaskedAutoencoder, draw_mask
+from fmri_scale.training import build
 from fmri_scale.training.compiled import compile_blocks
 from tests.helpers.tiny_run import tiny_model
 
@@ -68,3 +69,18 @@ def test_options_that_do_not_fit_are_refused(changes, message):
         setattr(config.engine, key, value)
     with pytest.raises(ConfigError, match=message):
         check.check(config)
+
+
+def test_local_disks_that_cannot_be_used_are_refused_in_a_line(monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    def load(self):
+        raise RuntimeError("libaio.h: no such file\nand more")
+
+    monkeypatch.setattr(AsyncIOBuilder, "load", load)
+    build._require_nvme(EngineConfig(zero_stage=3, offload_optimizer="cpu"))
+    with pytest.raises(
+        LaunchError, match=r"async_io cannot be built \(libaio\.h: no such file\); install libaio-dev"
+    ) as e:
+        build._require_nvme(EngineConfig(zero_stage=3, offload_optimizer="nvme", offload_dir="/local"))
+    assert "\n" not in str(e.value)
