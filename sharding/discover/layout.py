@@ -74,6 +74,7 @@ def discover(inputs: Sequence[str | Path], options: FindOptions | None = None) -
         An input is missing or of an unknown kind, a table cannot be used, or no run is found at all.
     """
     options = options or FindOptions()
+    _check_options(inputs, options)
     found = Discovery()
     for item in map(Path, inputs):
         runs, left_out, note = _in_one(item, options)
@@ -91,21 +92,57 @@ def recognise(folder: Path) -> str:
 
     bids: a dataset_description.json, in it or where its sub- folder stands. hcp: a folder MNINonLinear/Results, ukb: a
     folder fMRI/*.ica or *.feat, in it or among the first LOOK_AT folders below it.
+
+    Raises
+    ------
+    InputError
+        It has the marks of several, or BIDS trees stand below it.
     """
     if (bids.tree_root(folder) / "dataset_description.json").is_file():
         return "bids"
     if "MNINonLinear" in folder.absolute().parts:
         return "hcp"
-    for number, (where, folders, _) in enumerate(os.walk(folder)):
-        if where.endswith(os.path.join("MNINonLinear", "Results")):
-            return "hcp"
-        if ukb.is_run_folder(Path(where)):
-            return "ukb"
+    marks: dict[str, Path] = {}
+    for number, (where, folders, files) in enumerate(os.walk(folder)):
+        if mark := _mark(Path(where), files):
+            marks.setdefault(mark, Path(where))
+            folders.clear()
         if number >= LOOK_AT:
             break
         folders.sort(key=lambda name: (name not in ("MNINonLinear", "Results", "fMRI"), name))
         folders[:] = [name for name in folders if name not in ("T1w", "T1", "unprocessed", "dMRI")]
-    return "files"
+    if "bids" in marks:
+        raise InputError(f"{folder}: holds a BIDS tree, {marks['bids']}; give the trees meant, or say --layout files")
+    if len(marks) > 1:
+        told = " and ".join(f"{name} ({where})" for name, where in sorted(marks.items()))
+        raise InputError(f"{folder}: has the marks of {told}; give them one by one, or say --layout")
+    return next(iter(marks), "files")
+
+
+def _mark(where: Path, files: list[str]) -> str:
+    if where.name == "Results" and where.parent.name == "MNINonLinear":
+        return "hcp"
+    if ukb.is_run_folder(where):
+        return "ukb"
+    return "bids" if "dataset_description.json" in files else ""
+
+
+def _check_options(inputs: Sequence[str | Path], options: FindOptions) -> None:
+    """Refuse options that the layouts of the inputs would not heed."""
+    if options.pattern is not None and options.layout not in ("auto", "files"):
+        raise InputError(f"--pattern goes with plain files, not with --layout {options.layout}")
+    for name, heeded in (("space", {"bids"}), ("desc", {"bids", "hcp", "ukb"})):
+        if getattr(options, name) is None:
+            continue
+        layouts = {_layout(Path(item), options) for item in inputs if Path(item).is_dir()}
+        if not layouts or not layouts <= heeded:
+            raise InputError(f"--{name} goes with folders read as {', '.join(sorted(heeded))}; see --layout")
+
+
+def _layout(folder: Path, options: FindOptions) -> str:
+    if options.pattern is not None:
+        return "pattern"
+    return recognise(folder) if options.layout == "auto" else options.layout
 
 
 def _in_one(item: Path, options: FindOptions) -> tuple[list[RunSource], list[LeftOut], str]:
@@ -117,11 +154,7 @@ def _in_one(item: Path, options: FindOptions) -> tuple[list[RunSource], list[Lef
         raise InputError(f"{item}: --layout table, but this is no .tsv, .csv or .parquet")
     if item.is_file():
         return [run_from_name(item, options.dataset or dataset_name(item.parent))], [], ""
-    layout = options.layout
-    if options.pattern is not None:
-        layout = "pattern"
-    elif layout == "auto":
-        layout = recognise(item)
+    layout = _layout(item, options)
     runs, left_out = _in_folder(item, layout, options)
     said = {"files": "plain files, by their names", "pattern": f"files that fit {options.pattern}"}
     names = {"bids": "BIDS derivatives", "hcp": "HCP results", "ukb": "UK Biobank bulk data"}

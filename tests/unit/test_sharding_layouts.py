@@ -281,6 +281,27 @@ def test_layout_is_recognised_only_by_its_marks(tmp_path: Path) -> None:
     hcp_run(tmp_path / "c", "100206", "rfMRI_REST1_LR", empty=True)
     ukb_run(tmp_path / "d", "1000011_20227_2_0", empty=True)
     assert [recognise(tmp_path / name) for name in "abcd"] == ["bids", "files", "hcp", "ukb"]
+    with pytest.raises(InputError, match=rf"{tmp_path}: holds a BIDS tree, {tmp_path}/a; give the trees meant"):
+        discover([tmp_path])
+    (tmp_path / "a" / "dataset_description.json").unlink()
+    with pytest.raises(InputError, match=rf"has the marks of hcp \({tmp_path}/c/.*\) and ukb \({tmp_path}/d/.*\)"):
+        discover([tmp_path])
+    assert len(discover([tmp_path / "c", tmp_path / "d"]).runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (FindOptions(space="T1w"), "--space goes with folders read as bids"),
+        (FindOptions(desc="smooth"), "--desc goes with folders read as bids, hcp, ukb"),
+        (FindOptions(pattern="{subject}.nii", layout="hcp"), "--pattern goes with plain files, not with --layout hcp"),
+    ],
+)
+def test_options_that_a_layout_does_not_heed_are_refused(tmp_path: Path, options: FindOptions, reason: str) -> None:
+    folder = put(tmp_path, "plain/sub-1_bold.nii.gz", b"").parent
+    for item in (folder, folder / "sub-1_bold.nii.gz"):
+        with pytest.raises(InputError, match=reason):
+            discover([item], options)
 
 
 def test_raw_bids_tree_leads_to_its_derivatives(tree: Path) -> None:
