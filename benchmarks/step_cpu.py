@@ -2,7 +2,7 @@
 
 python benchmarks/step_cpu.py                                   the base model (published NeuroSTORM's size)
 python benchmarks/step_cpu.py configs/model/tiny.yaml --threads 1
-python benchmarks/step_cpu.py --volumes                         the model reads a volume instead of int8 codes
+python benchmarks/step_cpu.py --volumes                         codes are decoded to a volume in every step
 
 Writes benchmarks/results/step_cpu_MODEL_MACHINE.json and .md. Random data, random weights, half of the tokens hidden,
 the loss in a brain-sized ball. The first step (allocation, code loaded on demand) is reported apart.
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from fmri_scale.config import MaskConfig, ModelConfig, load_config
+from fmri_scale.data import ClipBatch, decode
 from fmri_scale.kernels.clips import CodedClips, voxel_lookup
 from fmri_scale.kernels.memory import reuse_freed_memory
 from fmri_scale.models import MaskedAutoencoder, cost, draw_mask, parameter_groups
@@ -38,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", nargs="?", type=Path, default=ROOT / "configs/model/base.yaml")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch (default: all cores)")
-    parser.add_argument("--volumes", action="store_true", help="volumes instead of the codes that training reads")
+    parser.add_argument("--volumes", action="store_true", help="decode the codes that training reads as they are")
     parser.add_argument("--repeats", type=int, default=5, help="steps after the first; the median is reported")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
     args = parser.parse_args()
@@ -60,13 +61,14 @@ def measure(config: ModelConfig, steps: int, volumes: bool) -> list[dict[str, fl
     """Return the seconds of each phase of each step, and its processor seconds over all threads (robust to load)."""
     model = MaskedAutoencoder(config)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.01), lr=1e-4)
-    clips, brain = volume_in_ball(config) if volumes else codes_in_ball(config)
+    inside = ball(config)
+    codes = codes_in(inside, config)
     found = []
     for step in range(steps):
         processor_s = time.process_time()
         marks = [time.perf_counter()]
         mask = draw_mask(MaskConfig(), config, 0, 0, torch.tensor([step]), "cpu")
-        loss = model(clips, mask, brain).loss
+        loss = model(decoded(codes, inside), mask, inside).loss if volumes else model(codes, mask, True).loss
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())
@@ -79,20 +81,21 @@ def measure(config: ModelConfig, steps: int, volumes: bool) -> list[dict[str, fl
     return found
 
 
-def volume_in_ball(config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a clip as a volume, and the voxels that are scored."""
-    return torch.randn(1, config.in_channels, *config.image_size, config.num_frames), ball(config)
-
-
-def codes_in_ball(config: ModelConfig) -> tuple[CodedClips, bool]:
-    """Return a clip as int8 codes of the voxels that are scored."""
-    places = ball(config).flatten().nonzero().squeeze(1)
+def codes_in(inside: torch.Tensor, config: ModelConfig) -> CodedClips:
+    """Return a clip as random int8 codes of the voxels that are scored."""
+    places = inside.flatten().nonzero().squeeze(1)
     codes = torch.randint(-127, 128, (1, config.num_frames, len(places)), dtype=torch.int8)
     scale = torch.stack([torch.randn(1, len(places)), torch.full((1, len(places)), 0.02)], 1).half()
     one, zero = torch.ones(1), torch.zeros(1)
     (x, y, z), (px, py, pz) = config.image_size, config.patch_size[:3]
-    lookup = voxel_lookup(places, (x, y, z))
-    return CodedClips(codes, scale, one, zero, zero, lookup, (x, y, z), (px, py, pz)), True
+    return CodedClips(codes, scale, one, zero, zero, voxel_lookup(places, (x, y, z)), (x, y, z), (px, py, pz))
+
+
+def decoded(clips: CodedClips, inside: torch.Tensor) -> torch.Tensor:
+    """Return the volume of these codes."""
+    one, zero, number = clips.gain, clips.outside, torch.zeros(1, dtype=torch.int64)
+    batch = ClipBatch(clips.codes, clips.scale, None, one, zero, one, zero, *[number] * 4, ["random"], one.bool())
+    return decode(batch, "run_z", inside.flatten().nonzero().squeeze(1), list(inside.shape))
 
 
 def ball(config: ModelConfig) -> torch.Tensor:
