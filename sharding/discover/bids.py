@@ -100,10 +100,10 @@ def runs_in_bids(
 
 def tree_root(folder: Path) -> Path:
     """The folder in which the sub-* folder of this one stands; itself if it is no part of one."""
-    for parent in (folder.absolute(), *folder.absolute().parents):
-        if _SUBJECT_FOLDER.fullmatch(parent.name):
-            return parent.parent
-    return folder
+    here = folder.absolute()
+    while here.name == "func" or here.name.startswith("ses-"):
+        here = here.parent
+    return here.parent if _SUBJECT_FOLDER.fullmatch(here.name) else folder
 
 
 def _is_level(folder: Path) -> bool:

@@ -183,4 +183,5 @@ def _nothing(inputs: Sequence[str | Path], left_out: Sequence[LeftOut]) -> str:
     why = f"; {len(left_out):,} left out, the first: {left_out[0].path}: {left_out[0].reason}" if left_out else ""
     nested = next((f"{item}/derivatives" for item in inputs if (Path(item) / "derivatives").is_dir()), None)
     hint = f"; there is {nested}: give the tree in it" if nested else ""
+    hint += "; --layout files goes by names and headers alone" if left_out and not nested else ""
     return f"{where}: no NIfTI run found (.nii or .nii.gz with several volumes){why}{hint}"

@@ -166,6 +166,12 @@ def test_part_of_a_tree_is_read_with_the_facts_of_the_whole(tree: Path) -> None:
         assert [(run_label(run), run.tr) for run in found.runs] == [("study__sub-01_ses-1_task-rest", 2.5)]
 
 
+def test_tree_below_a_folder_named_like_a_subject_is_its_own(tmp_path: Path) -> None:
+    tree = bids_tree(tmp_path / "sub-project" / "fmriprep")
+    fmriprep_run(tree, "sub-01_task-rest", (MNI6,), empty=True)
+    assert [run_label(run) for run in discover([tree]).runs] == ["fmriprep__sub-01_task-rest"]
+
+
 def test_links_are_followed_and_loops_end(tree: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "annex"
     folder = fmriprep_run(elsewhere, "sub-01_task-rest", (MNI6,), empty=True)
