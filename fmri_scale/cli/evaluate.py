@@ -1,11 +1,14 @@
-"""Evaluate features on one downstream task, beside connectivity and the commonest class, with intervals.
+"""Evaluate features, or tune a model, on one downstream task, beside connectivity and the commonest class.
 
 fmri-scale evaluate configs/tasks/sex.yaml features.brain=brain.npz target.table=participants.tsv --out results/sex
 fmri-scale evaluate configs/tasks/sex.yaml ... --out results/sex --final
+fmri-scale evaluate configs/tasks/sex.yaml ... tuning.releases.brain=release tuning.corpus=corpus \\
+    tuning.methods=[prompt,lora,full] tuning.device=cuda --out results/sex --final
 
 Without --final everything is scored on validation and the test set stays sealed; with it the test set is opened, and
 the opening is written down in OUT/test_openings.jsonl. OUT holds results.csv, predictions.parquet, the splits with
-their hash, the settings that were chosen, and report.html and report.md.
+their hash, the settings that were chosen, and report.html and report.md. Tuned models are kept in OUT/tuned: stopped,
+the command goes on where it was; finished, --final only opens the test set.
 """
 
 import argparse

@@ -96,9 +96,9 @@ def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
     output = model(views, mask)
     terms = {name: float(output.metrics[f"loss_{name}"]) for name in ("reconstruction", "instance", "local")}
     plain = MaskedAutoencoder(tiny(), 0)(views.volumes[0], mask)
-    assert terms["reconstruction"] == pytest.approx(float(plain.loss), rel=1e-6)
+    assert terms["reconstruction"] == pytest.approx(plain.loss.item(), rel=1e-6)
     expected = 2.0 * terms["reconstruction"] + 0.3 * terms["instance"] + 0.5 * terms["local"]
-    assert float(output.loss) == pytest.approx(expected, rel=1e-6)
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
     torch.testing.assert_close(output.latent, plain.latent)
 
 
@@ -256,3 +256,9 @@ def test_objectives_that_make_no_sense_say_why(overrides: list[str], message: st
     base = ["data.corpus=x", "optim.micro_batch=4", *overrides]
     with pytest.raises(ConfigError, match=message):
         load_config([], base)
+
+
+def test_the_shipped_file_resolves() -> None:
+    config = load_config([Path(__file__).parents[2] / "configs" / "run" / "contrastive.yaml"], ["data.corpus=x"])
+    assert (config.objective.reconstruction, config.objective.instance, config.objective.local) == (0.0, 1.0, 1.0)
+    assert stretch_frames(config) == 80
