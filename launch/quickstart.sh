@@ -2,6 +2,7 @@
 # The whole way on this machine's CPU in a few minutes: NIfTI -> shards -> pretraining -> release -> features.
 #   bash launch/quickstart.sh [NIFTI...]     your own 4D runs in MNI152 space; a synthetic cohort where none is named
 #   OUT=folder                               where everything goes (default: quickstart/ in the repository)
+#   SET="key=value ..."                      further settings of the pretraining
 # Started again it does only what is missing; remove the folder to start afresh.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
@@ -23,7 +24,7 @@ fmri-shards build "$@" --out "$out/corpus" --splits 0.6,0.2,0.2
 fmri-shards inspect "$out/corpus"
 
 say "3/5  pretraining with DeepSpeed on one process"
-python -m fmri_scale.train "$root/configs/run/quickstart.yaml" data.corpus="$out/corpus" run_dir="$out/run"
+python -m fmri_scale.train "$root/configs/run/quickstart.yaml" data.corpus="$out/corpus" run_dir="$out/run" ${SET:-}
 
 say "4/5  release"
 fmri-scale export "$out/run" --out "$out/release" --overwrite

@@ -6,6 +6,7 @@ A `FmriScaleError` or an error of the sharding tool ends as one line on stderr a
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((a for a in argv if not a.startswith("-")), "")
     try:
         args = _parse(_parser(command), argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except (FmriScaleError, ShardingError) as error:
         print(f"fmri-scale {command}: {error}", file=sys.stderr)
         return 2
@@ -48,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fmri-scale {command}: {line}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has left, as head does; nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         return 130
 
