@@ -77,7 +77,8 @@ def page() -> str:
     lines += ["", "## Not measured", "", *(f"- {line}" for line in missing), "", "## All results", ""]
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text())
-        lines.append(f"- [{path.stem}](results/{path.with_suffix('.md').name}): {_when(record)}")
+        kind = " (a prediction, nothing measured)" if _is_prediction(record) else ""
+        lines.append(f"- [{path.stem}](results/{path.with_suffix('.md').name}): {_when(record)}{kind}")
     return "\n".join(lines) + "\n"
 
 
@@ -96,6 +97,24 @@ def step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
             path,
             _when(record),
         )
+
+
+def gpu_step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """A training step on a GPU beside the published code's: none where only a prediction was written."""
+    for row in record["rows"]:
+        if not (record["gpu"] and row.get("ours") and row.get("published")):
+            continue
+        for key, what in (("step_us", "time of a step, us"), ("peak_gb", "peak memory, GB")):
+            ours, theirs = row["ours"][key], row["published"][key]
+            yield Row(
+                f"training step of the base model on a GPU, {row['batch']} clips: {what}",
+                _figure(ours),
+                f"published NeuroSTORM: {_figure(theirs)}",
+                theirs / ours,
+                record["command"],
+                path,
+                _when(record),
+            )
 
 
 PARTS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
@@ -129,10 +148,10 @@ def sharding_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
     """A whole build of a run beside inflating its file."""
     for kind, row in record["rows"].items():
         yield Row(
-            f"shards of a {kind} run of {record['source_frames']} volumes, whole build on one core, s",
-            _figure(row["build_s"]),
-            f"Python's gzip, inflating alone: {_figure(row['gzip_s'])}",
-            1 / row["times_gzip"],
+            f"shards of a {kind} run of {record['source_frames']} volumes, whole build, processor seconds",
+            _figure(row["build_processor_s"]),
+            f"Python's gzip, inflating the file alone: {_figure(row['gzip_processor_s'])}",
+            1 / row["times_gzip_processor"],
             "python benchmarks/sharding_speed.py",
             path,
             _when(record),
@@ -160,6 +179,7 @@ def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
 
 SOURCES = {
     "step_cpu_*.json": (step_rows, "training step on a CPU"),
+    "step_[!c]*.json": (gpu_step_rows, "training step on a GPU"),
     "loader_[!s]*.json": (loader_rows, "loader beside its peers"),
     "sharding_speed_*.json": (sharding_rows, "sharding beside gunzip (`benchmarks/sharding_speed.py` is ready)"),
     "fidelity_*.json": (fidelity_rows, "fidelity of int8"),
@@ -170,6 +190,11 @@ SOURCES = {
 def _figure(value: float) -> str:
     """Return a number with three digits, whole from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _is_prediction(record: dict[str, Any]) -> bool:
+    """Whether a record holds figures of a GPU that were computed, not measured."""
+    return not record.get("gpu") and bool(record.get("floor_of") or record.get("device"))
 
 
 def _when(record: dict[str, Any]) -> str:
