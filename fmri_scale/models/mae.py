@@ -108,9 +108,17 @@ class MaskedAutoencoder(nn.Module):
             they hold. None or False scores all voxels of hidden patches (as published).
         predict : return the values of all patches, not only score the hidden ones. None: of volumes where gradients
             are off, of codes never.
+
+        Raises
+        ------
+        ValueError : clips, mask and brain do not fit each other or the configuration.
         """
         if isinstance(clips, CodedClips):
+            if isinstance(brain, Tensor):
+                raise ValueError("a brain is given with codes: expected True, which scores the voxels that they hold")
             return self._from_codes(clips, mask, bool(brain), bool(predict))
+        if brain is True:
+            raise ValueError("brain=True is given with volumes: expected the voxels to score, bool [x, y, z]")
         wanted = not torch.is_grad_enabled() if predict is None else predict
         return self._from_volume(clips, mask, brain if isinstance(brain, Tensor) else None, wanted)
 

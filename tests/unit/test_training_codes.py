@@ -143,6 +143,16 @@ def test_codes_of_another_image_are_refused(corpus):
         model(*prepare(batch))
 
 
+def test_what_is_scored_is_named_by_what_is_given(corpus):
+    prepare, batch = first_batch(configured(corpus))
+    model = MaskedAutoencoder(prepare.config.model)
+    (codes, mask, _), (volume, _, brain) = prepare(batch), prepare.volumes(batch)
+    with pytest.raises(ValueError, match="a brain is given with codes: expected True"):
+        model(codes, mask, brain)
+    with pytest.raises(ValueError, match="brain=True is given with volumes"):
+        model(volume, mask, True)
+
+
 class Watch(TorchDispatchMode):
     """Names every operation, and the largest floating tensor that any of them gave."""
 
