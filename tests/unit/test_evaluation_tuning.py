@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fmri_scale.cli import main
 from fmri_scale.config import DataConfig, ModelConfig, load_config
-from fmri_scale.errors import CheckpointError, ConfigError, DataError
+from fmri_scale.errors import CheckpointError, ConfigError, DataError, TrainingError
 from fmri_scale.evaluation.probes import Problem
 from fmri_scale.evaluation.sealed import FIT, TEST, VAL, Part
 from fmri_scale.evaluation.tasks import load_task
@@ -273,15 +273,21 @@ def test_folds_are_fitted_again_on_all_their_units(release: Path, table: CorpusC
     train, val, fit = _part(table, range(8)), _part(table, range(8, 12), VAL), _part(table, range(12))
     chosen = _tuner(release, tmp_path).tune("a/b", [(train, val)], fit, CLASSES, 0)
     (facts,) = [json.loads(path.read_text()) for path in tmp_path.rglob("fit/tuned.json")]
-    assert f"{facts['epochs']} epochs" in chosen.setting
+    assert f", {facts['epochs']} epoch" in chosen.setting
+    assert len(facts["history"]) == facts["epochs"]
     assert "val_loss" not in facts["history"][0]
 
 
 def test_a_loss_that_is_not_finite_ends_with_the_rate_in_the_message(
     release: Path, table: CorpusClips, tmp_path: Path
 ) -> None:
-    with pytest.raises(Exception, match=r"not finite with a rate of 1e\+30"):
+    with pytest.raises(TrainingError, match=r"not finite with a rate of 1e\+30"):
         _tune(_tuner(release, tmp_path, "full", full_lr=[1e30], head_lr=1e30), table)
+
+
+def test_a_rate_that_breaks_down_leaves_the_others(release: Path, table: CorpusClips, tmp_path: Path) -> None:
+    chosen = _tune(_tuner(release, tmp_path, "full", full_lr=[1e30, 1e-3], epochs=1), table)
+    assert chosen.setting == "rate 0.001, 1 epoch"
 
 
 def test_a_tuned_model_of_another_release_or_damaged_is_refused(

@@ -167,9 +167,8 @@ def _standardise(model: Pretrained, tuned: TunedModel, plan: Plan) -> None:
     rows = _order(len(inputs), plan.seed, "statistics")[:STATISTICS_CLIPS]
     tuned.eval()
     with torch.no_grad(), _precision(model, config):
-        features = torch.cat(
-            [tuned.pooled(inputs.volumes(model, part)) for part in np.split(rows, range(1, len(rows)))]
-        )
+        parts = [tuned.pooled(inputs.volumes(model, rows[some])) for some in _micro(len(rows), config)]
+        features = torch.cat(parts)
         tuned.feature_mean.copy_(features.mean(0))
         tuned.feature_scale.copy_(features.std(0, correction=0).clamp(min=1e-6))
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from fmri_scale.errors import CheckpointError
+from fmri_scale.errors import CheckpointError, TrainingError
 from fmri_scale.evaluation.probes import Chosen, Problem, check_rows, unit_means
 from fmri_scale.evaluation.probes.target import TrainingTarget
-from fmri_scale.evaluation.sealed import Part
+from fmri_scale.evaluation.sealed import Part, refuse_test
 from fmri_scale.evaluation.tuning.adapt import TunedModel, adapt, share
 from fmri_scale.evaluation.tuning.clips import ClipRows
 from fmri_scale.evaluation.tuning.files import digest, read_facts, read_weights
 from fmri_scale.evaluation.tuning.loop import Plan, predict, train
 from fmri_scale.evaluation.tuning.settings import TuningConfig
-from fmri_scale.log import get_logger
+from fmri_scale.log import counted, get_logger
 from fmri_scale.release import Pretrained, from_pretrained
 
 NEUTRAL = ("releases", "corpus", "methods", "prompt_lr", "lora_lr", "full_lr", "device", "recompute", "micro_batch")
@@ -103,8 +103,6 @@ class ModelTuner:
         Weight classes alike.
     """
 
-    settings: tuple[Any, ...] = ()
-
     def __init__(
         self,
         name: str,
@@ -129,18 +127,27 @@ class ModelTuner:
         Raises
         ------
         DataError
-            The rows to fit on hold one class only, or training breaks down.
+            The rows to fit on hold one class only.
+        TrainingError
+            Training breaks down with every rate.
         """
         train_part, val = choices[0]
+        refuse_test(val)
         for part in (train_part, fit):
             check_rows(part, problem)
         folder = self._folder / f"seed-{seed}" / _file_name(fold)
-        rates = self._config.rates(self._method)
-        found = []
-        for lr in rates:
+        found, broken = [], []
+        for lr in self._config.rates(self._method):
             place = folder / f"lr-{lr:g}"
-            facts = self._train(place, fold, train_part, val, problem, seed, lr, self._config.epochs)
+            try:
+                facts = self._train(place, fold, train_part, val, problem, seed, lr, self._config.epochs)
+            except TrainingError as error:
+                _log.warning("%s", error)
+                broken.append(error)
+                continue
             found.append((facts["history"][facts["epochs"] - 1]["val_loss"], facts, place))
+        if not found:
+            raise broken[0]
         _, facts, place = min(found, key=lambda item: item[0])
         lr, epochs = facts["rate"], facts["epochs"]
         fitted = FittedModel(self._release(seed), place, facts["key"], self._config)
@@ -149,7 +156,7 @@ class ModelTuner:
             facts = self._train(folder / "fit", fold, fit, None, problem, seed, lr, epochs)
             fitted = FittedModel(self._release(seed), folder / "fit", facts["key"], self._config)
         losses = tuple(loss for loss, *_ in found)
-        return Chosen(fitted, f"rate {lr:g}, {epochs} epochs", losses, unit, scores)
+        return Chosen(fitted, f"rate {lr:g}, {counted(epochs, 'epoch')}", losses, unit, scores)
 
     def _train(
         self, place: Path, fold: str, part: Part, val: Part | None, problem: Problem, seed: int, lr: float, epochs: int
