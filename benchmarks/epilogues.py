@@ -50,7 +50,7 @@ def main() -> None:
 
 def row(name: str, way: str, stage: Any, batch: int, device: roofline.Device) -> dict[str, Any]:
     """One epilogue of one block, run one way."""
-    passes = PLANS[name](stage, batch, way)  # the kernel as compiled for sm_90, or as planned
+    passes = PLANS[name](stage, batch, way, device.arch)
     found = {"epilogue": name, "way": way, "stage": stage.name, "kernels": len(passes)}
     found["mbytes"] = sum(p.work.bytes for p in passes) / 1e6
     found["full_us"] = sum(p.seconds(device) for p in passes) * 1e6

@@ -19,6 +19,9 @@ from fmri_scale.kernels.conv import reference as conv_reference
 from fmri_scale.kernels.embed import cases as clip_cases
 from fmri_scale.kernels.embed import embed
 from fmri_scale.kernels.embed import reference as embed_reference
+from fmri_scale.kernels.gate import cases as gate_cases
+from fmri_scale.kernels.gate import gate_linear
+from fmri_scale.kernels.gate import reference as gate_reference
 from fmri_scale.kernels.loss import cases as loss_cases
 from fmri_scale.kernels.loss import masked_loss
 from fmri_scale.kernels.loss import reference as loss_reference
@@ -34,7 +37,7 @@ from fmri_scale.kernels.strd import reference as strd_reference
 from fmri_scale.kernels.strd import scores
 from fmri_scale.kernels.windows import Windows
 
-OPERATIONS = ("scan", "conv", "mlp", "mask", "embed", "loss", "strd")
+OPERATIONS = ("scan", "conv", "gate", "mlp", "mask", "embed", "loss", "strd")
 SMALL = Windows((2, 2, 1, 4), (1, 1, 1, 4), (0, 1, 0, 0))
 "Windows of a smoke test."
 COMPILED_STEPS = 32
@@ -60,7 +63,16 @@ class Row:
 
 def rows_of(op: str, batch: int, small: bool) -> Iterator[Row]:
     """All rows of an operation; `small` at reduced shapes."""
-    make = {"scan": _scan, "conv": _conv, "mlp": _mlp, "mask": _mask, "embed": _embed, "loss": _loss, "strd": _strd}
+    make = {
+        "scan": _scan,
+        "conv": _conv,
+        "gate": _gate,
+        "mlp": _mlp,
+        "mask": _mask,
+        "embed": _embed,
+        "loss": _loss,
+        "strd": _strd,
+    }
     yield from make[op](batch, small)
 
 
@@ -119,6 +131,23 @@ def _conv_calls(case: conv_cases.ConvCase, direction: str) -> Named:
         yield _timed("eager", direction, lambda: conv_reference.forward(*low, case.windows), low)
         made = compiled(conv_reference.forward)
         yield _timed("compiled", direction, lambda: made(*low, case.windows), low)
+
+
+def _gate(batch: int, small: bool) -> Iterator[Row]:
+    cases = [gate_cases.GateCase(batch, 9, 16, 8)] if small else gate_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            calls, tokens = _bound(_gate_calls, case, direction), batch * case.tokens
+            yield Row("gate", direction, f"s{number}", batch, tokens, roofline.gate_work(case, direction), calls)
+
+
+def _gate_calls(case: gate_cases.GateCase, direction: str) -> Named:
+    inputs = _leaves(gate_cases.make_inputs(case, torch.bfloat16).values())
+    yield _timed("ours", direction, lambda: gate_linear(*inputs, backend=ours()), inputs)
+    if case.batch == 1:
+        yield _timed("eager", direction, lambda: gate_reference.forward(*inputs), inputs)
+        made = compiled(gate_reference.forward)
+        yield _timed("compiled", direction, lambda: made(*inputs), inputs)
 
 
 def _mlp(batch: int, small: bool) -> Iterator[Row]:

@@ -18,9 +18,10 @@ import torch
 from fmri_scale.kernels.cases import STAGES, Stage
 from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import base_case
+from fmri_scale.kernels.gate.cases import GateCase
 from fmri_scale.kernels.mlp.cases import MlpCase
 from fmri_scale.kernels.mlp.triton import WIDEST
-from fmri_scale.kernels.roofline import Device, Work, conv_work, embed_work, loss_work, mlp_work, scan_work
+from fmri_scale.kernels.roofline import Device, Work, conv_work, embed_work, gate_work, loss_work, mlp_work, scan_work
 from fmri_scale.kernels.scan.cases import ScanCase
 
 STATIC = Path(__file__).resolve().parent / "results/static.json"
@@ -53,7 +54,7 @@ def block_passes(stage: Stage, batch: int, arch: str, fused: dict[str, str] | No
     fused = fused or {}
     return [
         *mixer_passes(stage, batch, arch),
-        *gate_passes(stage, batch, fused.get("gate", "eager")),
+        *gate_passes(stage, batch, fused.get("gate", "eager"), arch),
         *mlp_passes(stage, batch, fused.get("mlp", "eager"), arch),
     ]
 
@@ -95,9 +96,12 @@ def mixer_passes(stage: Stage, batch: int, arch: str) -> list[Pass]:
     return forward + backward
 
 
-def gate_passes(stage: Stage, batch: int, how: str) -> list[Pass]:
+def gate_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
     """y * silu(z), out-projection, residual."""
     C, E = stage.width, 2 * stage.width
+    if how == "kernel" and WIDEST[torch.bfloat16] >= C:
+        work = Work(3 * C * BF16 * batch * stage.windows.num_tokens)
+        return [*_own_epilogue("gate", stage, batch, arch), Pass("residual", "forward", work)]
     plans = {
         "eager": [
             ("silu", "forward", 2 * E, 0, 0),
@@ -117,13 +121,8 @@ def gate_passes(stage: Stage, batch: int, how: str) -> list[Pass]:
             ("out-projection gradients", "backward", 2 * (C + E), 2 * E * C, 0),
             ("gate gradients", "backward", 5 * E, 0, 0),
         ],
-        "kernel": [
-            ("gate, out-projection, residual", "forward", 2 * E + 2 * C, E * C, 0),
-            ("their gradients", "backward", C + 2 * E + 2 * E, 2 * E * C, 0),
-            ("out-projection's weight", "backward", C + 2 * E, E * C, 0),
-        ],
     }
-    return _plan(plans[how], stage, batch)
+    return _plan(plans["eager" if how == "kernel" else how], stage, batch)  # wide tokens run in torch
 
 
 def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
@@ -133,7 +132,7 @@ def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[
     """
     C, H = stage.width, 4 * stage.width
     if how == "kernel" and WIDEST[torch.bfloat16] >= C:
-        return _own_mlp(stage, batch, arch)
+        return _own_epilogue("mlp", stage, batch, arch)
     plans = {
         "eager": [
             ("norm", "forward", 2 * C, 0, 0),
@@ -217,15 +216,18 @@ def _own(op: str, direction: str, stage: Stage, batch: int, arch: str, when: str
     return [Pass(op if when is None else f"{op} again", when or direction, work)]
 
 
-def _own_mlp(stage: Stage, batch: int, arch: str) -> list[Pass]:
-    """Our kernels of norm, MLP and residual."""
-    case, found = MlpCase((batch, stage.windows.num_tokens), stage.width, 4 * stage.width), []
+def _own_epilogue(op: str, stage: Stage, batch: int, arch: str) -> list[Pass]:
+    """Our kernels of an epilogue; where there are several, each moves and multiplies its part."""
+    tokens, found = stage.windows.num_tokens, []
     for direction in ("forward", "backward"):
-        rows = static_rows("mlp", direction, stage.name, arch)
-        work = mlp_work(case, direction).times(1 / len(rows))
+        if op == "mlp":
+            work = mlp_work(MlpCase((batch, tokens), stage.width, 4 * stage.width), direction)
+        else:
+            work = gate_work(GateCase(batch, tokens, 2 * stage.width, stage.width), direction)
+        rows = static_rows(op, direction, stage.name, arch)
         for row in rows:
-            slots = row["whole_per_token"] * batch * stage.windows.num_tokens
-            found.append(Pass(row["kernel"], direction, work.with_slots(slots)))
+            part = work.times(1 / len(rows)).with_slots(row["whole_per_token"] * batch * tokens)
+            found.append(Pass(row["kernel"], direction, part))
     return found
 
 

@@ -18,6 +18,8 @@ from fmri_scale.kernels.clips import num_units
 from fmri_scale.kernels.conv import triton as conv
 from fmri_scale.kernels.embed import cases as clip_cases
 from fmri_scale.kernels.embed import triton as embed
+from fmri_scale.kernels.gate import cases as gate_cases
+from fmri_scale.kernels.gate import triton as gate
 from fmri_scale.kernels.loss import triton as loss
 from fmri_scale.kernels.mask import triton as mask
 from fmri_scale.kernels.mlp import cases as mlp_cases
@@ -25,7 +27,7 @@ from fmri_scale.kernels.mlp import triton as mlp
 from fmri_scale.kernels.scan import triton as scan
 from fmri_scale.kernels.strd import triton as strd
 
-OPERATIONS = ("scan", "conv", "mlp", "mask", "embed", "loss", "strd")
+OPERATIONS = ("scan", "conv", "gate", "mlp", "mask", "embed", "loss", "strd")
 STATES, TAPS = 16, 4
 
 
@@ -50,8 +52,8 @@ def launches(op: str, batch: int, dtype: torch.dtype = torch.bfloat16) -> Iterat
     if op in ("scan", "conv", "strd"):
         for stage in STAGES:
             yield from {"scan": _scan, "conv": _conv, "strd": _strd}[op](stage, batch, dtype)
-    elif op == "mlp":
-        yield from _mlp(batch, dtype)
+    elif op in ("gate", "mlp"):
+        yield from {"gate": _gate, "mlp": _mlp}[op](batch, dtype)
     elif op == "mask":
         for strategy in ("window", "tube", "token"):
             case = clip_cases.base_case(batch, strategy)
@@ -93,7 +95,9 @@ def _passes(entry: Compiled, launch: Launch) -> list[float]:
         return [-(-math.prod(k["PATCH"]) // k["VALUES"])]
     if entry.name in ("mlp_kernel", "mlp_input_kernel"):
         return [-(-k["H"] // k["HIDDEN"])]
-    if entry.name == "mlp_weight_kernel":
+    if entry.name in ("gate_kernel", "gate_input_kernel"):
+        return [-(-k["E"] // k["INNER"])]
+    if entry.name in ("mlp_weight_kernel", "gate_weight_kernel"):
         return [launch.tokens / (entry.grid[0] * k["TOKENS"])]
     tokens = launch.tokens / entry.grid[-1]  # of a clip
     if entry.name in ("embed_weight_kernel", "loss_head_kernel"):
@@ -137,6 +141,18 @@ def _strd(stage: Stage, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
     h = _meta(windows, stage.windows.length, stage.width, dtype=dtype)
     size = (stage.name, stage.width, batch * stage.windows.num_tokens)
     yield Launch("strd", "forward", *size, _bind(strd.scores, h, stage.windows.window, 5, 5))
+
+
+def _gate(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
+    """The first stages: wider tokens go through torch."""
+    for stage, case in zip(STAGES, gate_cases.stage_cases(batch), strict=True):
+        if case.width <= gate.WIDEST[dtype]:
+            y = _meta(batch, case.tokens, case.inner, dtype=dtype)
+            z = _meta(batch, case.tokens, 2 * case.inner, dtype=dtype)[..., case.inner :]
+            weight, out = _meta(case.width, case.inner, dtype=dtype), _meta(batch, case.tokens, case.width, dtype=dtype)
+            size = (stage.name, case.width, batch * case.tokens)
+            yield Launch("gate", "forward", *size, _bind(gate.forward, y, z, weight))
+            yield Launch("gate", "backward", *size, _bind(gate.backward, out, y, z, weight))
 
 
 def _mlp(batch: int, dtype: torch.dtype) -> Iterator[Launch]:

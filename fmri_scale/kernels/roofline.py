@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import ClipCase
+from fmri_scale.kernels.gate.cases import GateCase
 from fmri_scale.kernels.mlp.cases import MlpCase
 from fmri_scale.kernels.scan.cases import ScanCase
 from fmri_scale.kernels.strd.cases import Case as StrdCase
@@ -109,6 +110,15 @@ def conv_work(case: ConvCase, direction: str, itemsize: int = 2) -> Work:
     if direction == "forward":
         return Work(2 * values * itemsize, 2 * case.taps * values, 2 * values)
     return Work(3 * values * itemsize, 6 * case.taps * values, 2 * values)
+
+
+def gate_work(case: GateCase, direction: str, itemsize: int = 2) -> Work:
+    """Work of gate and out-projection; a gate takes an exponential and a reciprocal."""
+    tokens = case.batch * case.tokens
+    wide, products = tokens * case.inner, 2 * tokens * case.inner * case.width
+    if direction == "forward":
+        return Work((2 * wide + tokens * case.width) * itemsize, products, 2 * wide)
+    return Work((4 * wide + tokens * case.width) * itemsize, 2 * products, 2 * wide)
 
 
 def mlp_work(case: MlpCase, direction: str, itemsize: int = 2) -> Work:

@@ -27,6 +27,9 @@ BUDGETS = {
     "scan_backward": {"sm_80": 1170, "sm_90": 1205, "sm_100": 1096, "gfx942": 722},
     "conv_forward": {"sm_80": 64, "sm_90": 64, "sm_100": 58, "gfx942": 71},
     "conv_backward": {"sm_80": 169, "sm_90": 176, "sm_100": 156, "gfx942": 158},
+    "gate": {"sm_80": 117, "sm_90": 79.5, "sm_100": 96.5},
+    "gate_input": {"sm_80": 102.5, "sm_90": 101.5, "sm_100": 134},
+    "gate_weight": {"sm_80": 86.5, "sm_90": 77.5, "sm_100": 74.5},
     "mlp": {"sm_80": 233, "sm_90": 227, "sm_100": 262},
     "mlp_input": {"sm_80": 297, "sm_90": 289, "sm_100": 372},
     "mlp_weight": {"sm_80": 442, "sm_90": 387, "sm_100": 396},
@@ -42,7 +45,7 @@ BUDGETS = {
 """Warp instructions (AMD: of 64 lanes) a token, of 72 channels and 16 states for scan and conv, of 36 and a hidden
 layer of 144 for the others; a hidden token for the loss, a unit for the mask. mamba_ssm's own scan needs 907 forward
 and 2,484 backward on sm_90."""
-TARGETS = [(arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "mlp", "strd")]
+TARGETS = [(arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "gate", "mlp", "strd")]
 TARGETS += [(arch, op) for arch in ("sm_90", "sm_100") for op in ("embed", "loss")]
 TARGETS += [("sm_90", "mask"), ("gfx942", "scan"), ("gfx942", "conv")]
 SHAPES = {"mask": "token", "embed": "window", "loss": "window"}
@@ -82,7 +85,7 @@ def test_last_stage_stays_within_the_same_budget():
         assert slots(entry, launch)[1] * 72 / launch.width <= BUDGETS[entry.name.removesuffix("_kernel")]["sm_90"]
 
 
-@pytest.mark.parametrize("op", ["embed", "loss", "mlp"])
+@pytest.mark.parametrize("op", ["embed", "loss", "gate", "mlp"])
 def test_products_in_float32_do_not_spill(op):
     compile_launches("sm_80", op, ["window", "s1", "s2"], torch.float32, batch=8)
 

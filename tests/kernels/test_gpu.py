@@ -22,6 +22,8 @@ from fmri_scale.kernels.conv import cases as conv_cases
 from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.embed import cases as clip_cases
 from fmri_scale.kernels.embed import embed
+from fmri_scale.kernels.gate import cases as gate_cases
+from fmri_scale.kernels.gate import gate_linear
 from fmri_scale.kernels.loss import cases as loss_cases
 from fmri_scale.kernels.loss import masked_loss
 from fmri_scale.kernels.mask import unit_mask
@@ -40,6 +42,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 SMALL = {
     "scan": scan_cases.random_cases(6, 1),
     "conv": [case for case in conv_cases.random_cases(8, 1) if case.taps <= 4],
+    "gate": gate_cases.random_cases(6, 1),
     "mlp": mlp_cases.random_cases(6, 1),
     "embed": clip_cases.random_cases(6, 1),
     "loss": clip_cases.random_cases(6, 1),
@@ -47,6 +50,7 @@ SMALL = {
 STAGE = {
     "scan": scan_cases.stage_cases(1),
     "conv": conv_cases.stage_cases(1),
+    "gate": gate_cases.stage_cases(1),
     "mlp": mlp_cases.stage_cases(1),
     "embed": [dataclasses.replace(clip_cases.base_case(2), image=(48, 48, 48))],
     "loss": [dataclasses.replace(clip_cases.base_case(2), image=(48, 48, 48))],
@@ -56,6 +60,7 @@ FIRST = [(name, STAGE[name][0]) for name in STAGE]
 MAKE = {
     "scan": scan_cases.make_inputs,
     "conv": conv_cases.make_inputs,
+    "gate": gate_cases.make_inputs,
     "mlp": mlp_cases.make_inputs,
     "embed": clip_cases.make_parameters,
     "loss": loss_cases.make_inputs,
@@ -75,6 +80,8 @@ def forward(name, case, inputs):
         return scan(*values[:6], case.windows, values[6], case.reverse)
     if name == "conv":
         return conv_silu(*values[:3], case.windows, values[3])
+    if name == "gate":
+        return gate_linear(*values)
     if name == "mlp":
         return norm_mlp(*values, residual=case.residual)
     clips, hidden = (on(values[0].device, made) for made in (clip_cases.make_clips(case), clip_cases.make_hidden(case)))
@@ -126,7 +133,7 @@ def test_redundancy_scores_equal_the_cpu(case):
     torch.testing.assert_close(found.cpu().double(), scores(h.double(), window, l_spat, l_temp), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["scan", "conv", "mlp"])
+@pytest.mark.parametrize("name", ["scan", "conv", "gate", "mlp"])
 def test_forward_and_backward_replay_in_a_cuda_graph(name):
     case = STAGE[name][1]
     inputs = inputs_of(name, case, torch.bfloat16, "cuda")
