@@ -123,6 +123,11 @@ class ObjectiveConfig:
         """Whether clips are compared."""
         return self.instance > 0 or self.local > 0
 
+    @property
+    def views(self) -> int:
+        """Clips that are encoded to be compared, for each clip of the batch."""
+        return 0 if not self.contrasts else 4 if self.local > 0 else 2
+
 
 @dataclass
 class DataConfig:

@@ -118,7 +118,7 @@ class ClipInput:
         starts = pair_starts(batch, seed, frames)
         clips = [cut(batch, starts[:, i], frames) for i in (0, 1)]
         volume, mask, brain = self.volumes(clips[0], step)
-        seeds = [view_seed(seed, view) for view in range(4 if self.config.objective.local else 2)]
+        seeds = [view_seed(seed, view) for view in range(self.config.objective.views)]
         volumes = [volume, *(self._volume(clips[view % 2], seeds[view]) for view in range(1, len(seeds)))]
         epoch, clip_id = batch.epoch.to(self.device), batch.clip_id.to(self.device)
         keys = torch.stack([clip_keys(own, epoch, clip_id) for own in seeds])

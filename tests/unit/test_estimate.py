@@ -10,7 +10,7 @@ from fmri_scale.config import load_config
 from fmri_scale.data import ClipStream, open_corpora
 from fmri_scale.errors import ConfigError
 from fmri_scale.models import cost
-from fmri_scale.training.estimate import checkpoint_bytes, communication, devices, estimate, memory, speed
+from fmri_scale.training.estimate import checkpoint_bytes, communication, devices, estimate, job, memory, speed
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 H100 = devices.GPUS["h100"]
@@ -61,6 +61,15 @@ def test_recomputed_blocks_keep_less_but_at_least_one_block():
     plain, recomputed = base(), base("model.checkpoint_blocks=true")
     assert memory.activations(recomputed) < memory.activations(plain)
     assert memory.activations(recomputed) > 4 * cost(recomputed.model).total.kept_values
+
+
+def test_views_for_contrast_are_counted():
+    plain = ["augment.noise_sd=0.1", "optim.micro_batch=2"]
+    both, alone = ["objective.instance=1", "objective.local=1"], ["objective.instance=1", "objective.reconstruction=0"]
+    encoder, volume = 8 * cost(base().model, from_codes=False).encoder.kept_values, 8 * 96**3 * 20
+    assert memory.activations(base(*plain, *alone)) == 2 * encoder + 2 * volume
+    assert memory.activations(base(*plain, *both)) == memory.activations(base(*plain)) + 4 * encoder + 3 * volume
+    assert job.bytes_of_clip(base(*plain, *both), 1000) == job.bytes_of_clip(base(*plain), 1000) + 20 * 1008
 
 
 def test_time_grows_with_the_batch_and_not_with_ranks():

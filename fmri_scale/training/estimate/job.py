@@ -12,6 +12,7 @@ from fmri_scale.training.estimate.communication import Communication, communicat
 from fmri_scale.training.estimate.devices import Device
 from fmri_scale.training.estimate.memory import FLOAT, Memory, checkpoint_bytes, memory
 from fmri_scale.training.estimate.speed import compute_seconds
+from fmri_scale.training.views import stretch_frames
 from sharding.mask import brain_mask
 
 __all__ = ["Estimate", "checkpoint_bytes", "estimate"]
@@ -122,10 +123,10 @@ def corpus_facts(config: Config) -> tuple[int, int | None]:
         return int(brain_mask().sum()), None
     corpora = open_corpora(config.data, check_shards=False)
     frames = sample_table(corpora, config.data.split).n_frames
-    return corpora[0].num_voxels, int(clips_per_sample(frames, config.model.num_frames, config.data.min_jitter).sum())
+    return corpora[0].num_voxels, int(clips_per_sample(frames, stretch_frames(config), config.data.min_jitter).sum())
 
 
 def bytes_of_clip(config: Config, num_voxels: int) -> float:
     """Return the bytes read for a clip: int8 codes and their checksums by frame, float16 scale, statistics if used."""
     planes = 2 if config.data.normalisation == "voxel_z" else 1
-    return config.model.num_frames * (num_voxels + 8) + planes * 4 * num_voxels
+    return stretch_frames(config) * (num_voxels + 8) + planes * 4 * num_voxels

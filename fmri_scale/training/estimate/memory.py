@@ -88,14 +88,17 @@ def memory(config: Config, world_size: int, kind: str) -> Memory:
 def activations(config: Config) -> float:
     """Return the bytes that a micro-batch's clips and what the forward pass keeps of them take.
 
-    In bf16 everything kept is in bf16. Codes are a byte a voxel of the brain, at most; volumes are fp32.
+    In bf16 everything kept is in bf16. Codes are a byte a voxel of the brain, at most; volumes are fp32. For contrast
+    several views of a clip are encoded at once, beside what is reconstructed.
     """
     model = config.model
     width = 2 if config.engine.dtype == "bf16" else 4
     voxels = model.in_channels * model.num_frames * model.image_size[0] * model.image_size[1] * model.image_size[2]
-    codes = reads_codes(config)
-    values = cost(model, from_codes=codes).total.kept_values + (_one_block(model) if model.checkpoint_blocks else 0)
-    return config.optim.micro_batch * (width * values + (1 if codes else FLOAT) * voxels)
+    codes, views = reads_codes(config), config.objective.views
+    found = cost(model, from_codes=codes)
+    values: float = views * found.encoder.kept_values + (found.total.kept_values if config.objective.reconstruction else 0)
+    values += _one_block(model) * max(1, views) if model.checkpoint_blocks else 0
+    return config.optim.micro_batch * (width * values + (1 if codes else FLOAT) * voxels * max(1, views))
 
 
 def _one_block(model: ModelConfig) -> float:
