@@ -8,6 +8,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
 import xxhash
@@ -16,6 +17,7 @@ from sharding.errors import CorpusError
 from sharding.format import INDEX_SCHEMA, JSON_SUFFIX, MEMBER_COLUMNS, SUFFIXES
 from sharding.index import Row, index_table, place_columns
 from sharding.tar import total_bytes
+from sharding.write import member_places
 
 
 def rebuild_index(path: Path) -> pa.Table:
@@ -36,10 +38,8 @@ def rebuild_index(path: Path) -> pa.Table:
 def shard_rows(shard: Path) -> Iterator[Row]:
     """Index rows of a shard, in the order of its samples."""
     try:
-        with tarfile.open(shard, "r:") as tar:
-            members = tar.getmembers()
-        places = {member.name: (member.offset_data, member.size) for member in members}
-        keys = [member.name.removesuffix(SUFFIXES[0]) for member in members if member.name.endswith(SUFFIXES[0])]
+        places = member_places(shard)
+        keys = [name.removesuffix(SUFFIXES[0]) for name in places if name.endswith(SUFFIXES[0])]
         if list(places) != [key + suffix for key in keys for suffix in SUFFIXES]:
             raise CorpusError(f"{shard}: not a row of whole samples; restore it, see: fmri-shards verify --deep")
         size, wanted = shard.stat().st_size, total_bytes(size for _, size in places.values())
@@ -52,7 +52,7 @@ def shard_rows(shard: Path) -> Iterator[Row]:
         raise CorpusError(f"{shard}: cannot be read ({error}); restore it") from error
 
 
-def _row(shard: Path, file, key: str, places: dict[str, tuple[int, int]]) -> Row:
+def _row(shard: Path, file: IO[bytes], key: str, places: dict[str, tuple[int, int]]) -> Row:
     row: Row = {"shard": shard.name, **place_columns(key, places)}
     for suffix, stem in MEMBER_COLUMNS.items():
         file.seek(row[f"{stem}_offset"])

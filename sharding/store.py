@@ -84,7 +84,7 @@ class FrameStore:
     def close(self) -> None:
         """Let go of memory and file."""
         _give_back(self._memory)
-        self._memory = self._memory[:0]
+        self._memory = np.empty((0, self.num_voxels), dtype=np.float32)
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -105,8 +105,9 @@ def _memory(size: int) -> np.ndarray:
 
 
 def _give_back(memory: np.ndarray) -> None:
-    whole = memory if memory.base is None else memory.base
-    _spare[:] = [whole.reshape(-1)]
+    if memory.size:  # a store that is closed again has none, and its memory may be another's by now
+        whole = memory if memory.base is None else memory.base
+        _spare[:] = [whole.reshape(-1)]
 
 
 class Frames(Protocol):
