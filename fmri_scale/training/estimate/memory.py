@@ -96,7 +96,8 @@ def activations(config: Config) -> float:
     voxels = model.in_channels * model.num_frames * model.image_size[0] * model.image_size[1] * model.image_size[2]
     codes, views = reads_codes(config), config.objective.views
     found = cost(model, from_codes=codes)
-    values: float = views * found.encoder.kept_values + (found.total.kept_values if config.objective.reconstruction else 0)
+    values: float = found.total.kept_values if config.objective.reconstruction else 0
+    values += views * found.encoder.kept_values
     values += _one_block(model) * max(1, views) if model.checkpoint_blocks else 0
     return config.optim.micro_batch * (width * values + (1 if codes else FLOAT) * voxels * max(1, views))
 
