@@ -304,7 +304,7 @@ def test_two_builds_of_one_corpus_do_not_run_together(source: Path, tmp_path: Pa
 def test_full_disk_ends_in_one_line_and_can_be_gone_on_from(corpus: Corpus, source: Path, tmp_path: Path) -> None:
     # A limit on the size of a file stands for a full disk: it lets the tar begin and not end.
     limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, -1))\n" + SLOW_BUILD
-    command = [sys.executable, "-c", limited.replace("time.sleep(5)", "pass"), str(source), str(tmp_path / "out")]
+    command = [sys.executable, "-c", limited.replace("time.sleep(60)", "pass"), str(source), str(tmp_path / "out")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert process.returncode == 2, process.stderr
     assert "cannot be written (File too large)" in process.stderr
