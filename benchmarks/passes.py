@@ -217,16 +217,20 @@ def _own(op: str, direction: str, stage: Stage, batch: int, arch: str, when: str
 
 
 def _own_epilogue(op: str, stage: Stage, batch: int, arch: str) -> list[Pass]:
-    """Our kernels of an epilogue; where there are several, each moves and multiplies its part."""
-    tokens, found = stage.windows.num_tokens, []
+    """Our kernels of an epilogue: the operation's products shared among them, the bytes that each moves itself."""
+    C, E, tokens = stage.width, 2 * stage.width, stage.windows.num_tokens
+    values = {"gate": 2 * E + C, "gate_input": 4 * E + C, "gate_weight": 2 * E + C}
+    values |= {"mlp": 2 * C, "mlp_input": 3 * C, "mlp_weight": 2 * C}
+    found = []
     for direction in ("forward", "backward"):
         if op == "mlp":
-            work = mlp_work(MlpCase((batch, tokens), stage.width, 4 * stage.width), direction)
+            work = mlp_work(MlpCase((batch, tokens), C, 4 * C), direction)
         else:
-            work = gate_work(GateCase(batch, tokens, 2 * stage.width, stage.width), direction)
+            work = gate_work(GateCase(batch, tokens, E, C), direction)
         rows = static_rows(op, direction, stage.name, arch)
         for row in rows:
-            part = work.times(1 / len(rows)).with_slots(row["whole_per_token"] * batch * tokens)
+            moved, slots = values[row["kernel"]] * BF16 * batch * tokens, row["whole_per_token"] * batch * tokens
+            part = Work(moved, work.flops / len(rows), work.exps, slots)
             found.append(Pass(row["kernel"], direction, part))
     return found
 
