@@ -51,12 +51,12 @@ def main() -> None:
     make_tree(args.work / "tree", args.subjects)
     record = {"machine": machine(), "date": str(date.today()), "load": os.getloadavg()[0], "subjects": args.subjects}
     record["parts"] = {part: _run(args, part) for part in PARTS}
-    shutil.rmtree(args.work)
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / f"sharding_scale_{machine()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
+    shutil.rmtree(args.work)
 
 
 def _run(args: argparse.Namespace, part: str) -> dict[str, Any]:
