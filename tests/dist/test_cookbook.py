@@ -17,7 +17,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
 SMALLER = [
     *(f"{key}={json.dumps(value)}" for key, value in SHAPE.items() if key.startswith("model.")),
-    *("optim.steps=1", "optim.warmup_steps=0", "optim.global_batch=2", "optim.micro_batch=1", "data.num_readers=0"),
+    *("optim.steps=1", "optim.warmup_steps=0", "optim.global_batch=4", "optim.micro_batch=2", "data.num_readers=0"),
+    "objective.span_frames=0",
     "log.wandb=off",
 ]
 "What is the machine's size and nothing else."
