@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fmri_scale.kernels.mask import masked_units, permute, unit_mask, unpermute
+from fmri_scale.kernels.mask.op import unit_mask_op
 from fmri_scale.kernels.mask.reference import philox
 
 GOLDEN_BITS = "75749c76df32bdd1"
@@ -88,6 +89,11 @@ def test_mask_bits_never_change():
     packed = np.packbits(mask.numpy())
     assert packed[:8].tobytes().hex() == GOLDEN_BITS
     assert permute(20_240, 3, 5, 320, torch.arange(8)).tolist() == GOLDEN_PLACES
+
+
+def test_mask_passes_opcheck():
+    keys = torch.tensor([0, 3])
+    torch.library.opcheck(unit_mask_op, (keys, keys, 7, 37, 12, "auto"))
 
 
 def test_impossible_requests_are_refused():
