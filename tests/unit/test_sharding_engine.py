@@ -133,7 +133,8 @@ def test_stopping_ends_all_workers_and_leaves_only_whole_shards(
 ) -> None:
     out = tmp_path / "out"
     process = start_build(source, out, "--workers", "2", patch=patched_preparation(tmp_path / "p", "time.sleep(1)"))
-    assert wait_for(lambda: list(out.glob(".build/*.tar.json")) and len(list(out.glob(".build/*.tar.tmp-*"))) == 2, process)
+    finished, under_way = ".build/*.tar.json", ".build/*.tar.tmp-*"
+    assert wait_for(lambda: list(out.glob(finished)) and len(list(out.glob(under_way))) == 2, process)
     workers = workers_of(process.pid)
     process.send_signal(number)
     errors = process.communicate(timeout=300)[1]
