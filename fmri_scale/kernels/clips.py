@@ -8,7 +8,6 @@ Legend: B clips, T frames, V brain voxels, X Y Z the image, D H W tokens along x
 N = M*T tokens in natural order (frames fastest), P = px*py*pz values of a patch, U units.
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fmri_scale.errors import ConfigError
+from fmri_scale.kernels.kept import kept
 from fmri_scale.kernels.mask import unit_mask
 from fmri_scale.kernels.windows import Axes
 
@@ -178,7 +178,7 @@ def num_units(grid: Axes, unit: Axes) -> int:
     return math.prod([-(-n // size) for n, size in zip(grid, unit, strict=True)])
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def unit_of_token(grid: Axes, unit: Axes, device: torch.device) -> Tensor:
     """Return the unit each token lies in, int64 `(N,)`; do not write to it."""
     number = torch.zeros((), dtype=torch.int64)
@@ -187,7 +187,7 @@ def unit_of_token(grid: Axes, unit: Axes, device: torch.device) -> Tensor:
     return number.flatten().to(device)
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def slot_of_token(grid: Axes, slots: Axes, device: torch.device) -> Tensor:
     """Return the place of each token in its (unshifted) window of `slots`, int64 `(N,)`; do not write to it."""
     number = torch.zeros((), dtype=torch.int64)
@@ -223,7 +223,7 @@ def remembered_tokens(hidden: Hidden, batch: int, grid: Axes, device: torch.devi
     return _drawn_tokens(*keys, hidden.seed, hidden.num_hidden, hidden.unit, grid)
 
 
-@functools.lru_cache(maxsize=2)
+@kept(2)
 def _drawn_tokens(
     epoch: tuple[int, ...], clip_ids: tuple[int, ...], seed: int, num_hidden: int, unit: Axes, grid: Axes
 ) -> Tensor:

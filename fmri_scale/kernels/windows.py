@@ -7,11 +7,12 @@ no boundary mask). Nothing is ever rolled or partitioned: kernels compute the na
 Padding is the caller's: `grid` is the padded grid, a multiple of the window on every axis.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 
 import torch
+
+from fmri_scale.kernels.kept import kept
 
 Axes = tuple[int, int, int, int]
 
@@ -71,7 +72,7 @@ class Windows:
         return _order(self, torch.device(device))
 
 
-@functools.lru_cache(maxsize=64)
+@kept(64)
 def _order(windows: Windows, device: torch.device) -> torch.Tensor:
     """Roll and partition an index grid once, as the published model does with the tokens themselves."""
     index = torch.arange(windows.num_tokens).view(windows.grid)

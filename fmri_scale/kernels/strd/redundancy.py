@@ -7,10 +7,10 @@ published formula (`scores`) falls with it, since its softmax over a window of e
 In torch on every device; matrices are per frame and per place, some windows at a time, never L x L.
 """
 
-import functools
 
 import torch
 
+from fmri_scale.kernels.kept import kept
 from fmri_scale.kernels.windows import Axes
 
 BLOCK_WINDOWS = 128
@@ -57,7 +57,7 @@ def _explained(unit_XNC: torch.Tensor, near_NN: torch.Tensor) -> torch.Tensor:
     return cosine.amax(-1).clamp_(0.0, 1.0).square_()
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def _near(window: Axes, l_spat: int, l_temp: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Which places of a frame are neighbours, bool (S, S), and which frames of a place, (T, T); none of itself."""
     axes = torch.meshgrid(*(torch.arange(n, device=device) for n in window[:3]), indexing="ij")

@@ -7,10 +7,10 @@ i with probability  sum_j clamp((f_temp A_ij / s_spat + f_spat A_ij / s_temp) / 
 to [0, 1] (Spatiotemporal Redundancy Dropout, NeuroSTORM 2025, eq. 1-3, as its code computes it).
 """
 
-import functools
 
 import torch
 
+from fmri_scale.kernels.kept import kept
 from fmri_scale.kernels.windows import Axes
 
 EPS = 1e-8
@@ -30,7 +30,7 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int) -> torch
     return (element.sum(-1) / (n_spat + n_temp).clamp(min=1.0)).clamp(0.0, 1.0)
 
 
-@functools.lru_cache(maxsize=32)
+@kept(32)
 def neighbourhoods(
     window: Axes, l_spat: int, l_temp: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
