@@ -257,8 +257,8 @@ def test_values_that_are_not_finite_are_refused_though_their_checksum_is_right(t
 
     sample = corpora._sample
 
-    def with_infinity(rng, number, segment, num_voxels, codes):
-        key, members, facts = sample(rng, number, segment, num_voxels, codes)
+    def with_infinity(*args):
+        key, members, facts = sample(*args)
         scale = bytearray(members[".scale.npy"])
         scale[128 + 10 : 128 + 12] = np.float16(np.inf).tobytes()
         return key, {**members, ".scale.npy": bytes(scale)}, facts
