@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from fmri_scale.data import ClipBatch, decode
 from fmri_scale.kernels.clips import CodedClips, voxel_lookup
 from fmri_scale.kernels.memory import reuse_freed_memory
 from fmri_scale.models import MaskedAutoencoder, cost, draw_mask, parameter_groups
+from fmri_scale.training.throughput import peak_memory_gb
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = {"forward_s": 21.0, "backward_s": 322.0}
@@ -117,7 +117,7 @@ def summary(name: str, config: ModelConfig, steps: list[dict[str, float]]) -> di
         "gflops": (whole.total.forward_flops + whole.total.backward_flops) / 1e9,
         **{phase: round(seconds, 4) for phase, seconds in warm.items()},
         "first_step_s": round(sum(steps[0].values()) - steps[0]["processor_s"], 3),
-        "peak_resident_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
+        "peak_resident_gb": round(peak_memory_gb(torch.device("cpu")), 3),
         "steps": [{phase: round(seconds, 4) for phase, seconds in step.items()} for step in steps],
     }
     if config == ModelConfig():

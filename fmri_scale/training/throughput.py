@@ -6,6 +6,7 @@ out) over the peak of dense bf16 matrix products, whatever the run's precision; 
 
 import resource
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -39,7 +40,19 @@ def peak_memory_gb(device: torch.device) -> float:
     """Return the most memory this process has held so far, in 1e9 bytes: of the GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return _peak_resident() / 1e9
+
+
+def _peak_resident() -> int:
+    """Return bytes. Linux's `ru_maxrss` also counts the process that started this one, the kernel's own mark does not.
+
+    Elsewhere there is only the former (in bytes on macOS).
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 class Speed:

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -182,3 +184,13 @@ def test_loss_curve_is_drawn_over_gaps(tmp_path):
     pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png")
     assert (tmp_path / "pictures" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["loss.png"]
+
+
+def test_peak_memory_is_the_process_own_and_not_that_of_who_started_it():
+    own = "from fmri_scale.training.throughput import *; print(peak_memory_gb(torch.device('cpu')))"
+    starter = (
+        "import subprocess, sys; held = bytearray(b'x') * 1_500_000_000; "
+        f"print(subprocess.run([sys.executable, '-c', {own!r}], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True)
+    assert 0.05 < float(done.stdout) < 1.4
