@@ -1,6 +1,7 @@
 """benchmarks/scaling.py: bytes by ZeRO's formulas, predictions that no hardware could beat, measured points kept."""
 
 from argparse import Namespace
+from itertools import pairwise
 
 import pytest
 
@@ -42,10 +43,10 @@ def test_prediction_is_monotone_and_below_ideal(stage, gpu):
         assert [row["ranks"] for row in rows] == [2**k for k in range(11)]
         assert all(0 < row["efficiency"] <= 1 and row["rate"] <= row["ideal"] for row in rows)
         assert rows[0]["efficiency"] == 1
-        assert all(a["efficiency"] >= b["efficiency"] for a, b in zip(rows, rows[1:], strict=False))
+        assert all(a["efficiency"] >= b["efficiency"] for a, b in pairwise(rows))
         assert all(row["measured_step_s"] is None and row["measured_rate"] is None for row in rows)
     weak, _ = (series["rows"] for series in record["series"])
-    assert all(a["rate"] < b["rate"] for a, b in zip(weak, weak[1:], strict=False))
+    assert all(a["rate"] < b["rate"] for a, b in pairwise(weak))
     assert "PREDICTION" in record["label"]
 
 

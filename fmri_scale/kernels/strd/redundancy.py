@@ -7,7 +7,6 @@ published formula (`scores`) falls with it, since its softmax over a window of e
 In torch on every device; matrices are per frame and per place, some windows at a time, never L x L.
 """
 
-
 import torch
 
 from fmri_scale.kernels.kept import kept

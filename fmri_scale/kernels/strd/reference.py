@@ -7,7 +7,6 @@ i with probability  sum_j clamp((f_temp A_ij / s_spat + f_spat A_ij / s_temp) / 
 to [0, 1] (Spatiotemporal Redundancy Dropout, NeuroSTORM 2025, eq. 1-3, as its code computes it).
 """
 
-
 import torch
 
 from fmri_scale.kernels.kept import kept
