@@ -4,8 +4,9 @@ python benchmarks/epilogues.py [--device H200] [--batch 8]
 
 A model, not a measurement: for each way to run norm + in-projection, selection, gate + out-projection + residual and
 norm + MLP + residual, forward and backward, the kernels it takes, the bytes it moves and the time at a device's full
-rates and at the rates that good kernels reach (`passes.REACHED`). As a check of what torch.compile fuses, the same formulas go through Inductor here
-and its kernels are counted (`--no-inductor` leaves that out). Writes benchmarks/results/epilogues_DEVICE.json and .md.
+rates and at the rates that good kernels reach (`passes.REACHED`). As a check of what torch.compile fuses, the formulas
+of the last two go through Inductor here and its kernels are counted (`--no-inductor` leaves that out).
+Writes benchmarks/results/epilogues_DEVICE.json and .md.
 """
 
 import argparse
