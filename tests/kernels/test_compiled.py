@@ -34,12 +34,12 @@ BUDGETS = {
     "scan_backward": {"sm_80": 1170, "sm_90": 1205, "sm_100": 1096, "gfx942": 722},
     "conv_forward": {"sm_80": 64, "sm_90": 64, "sm_100": 58, "gfx942": 71},
     "conv_backward": {"sm_80": 169, "sm_90": 176, "sm_100": 156, "gfx942": 158},
-    "project": {"sm_80": 74, "sm_90": 73.5},
-    "project_gradients": {"sm_80": 184, "sm_90": 173.5},
-    "select_dt": {"sm_80": 58, "sm_90": 57},
-    "select_step": {"sm_80": 82.5, "sm_90": 79},
-    "select_map": {"sm_80": 87, "sm_90": 82},
-    "gate": {"sm_80": 126.5, "sm_90": 88, "sm_100": 105},
+    "project": {"sm_80": 74, "sm_90": 73.5, "sm_100": 92},
+    "project_gradients": {"sm_80": 184, "sm_90": 173.5, "sm_100": 184.5},
+    "select_dt": {"sm_80": 58, "sm_90": 57, "sm_100": 69},
+    "select_step": {"sm_80": 82.5, "sm_90": 79, "sm_100": 107},
+    "select_map": {"sm_80": 87, "sm_90": 82, "sm_100": 109.5},
+    "gate": {"sm_80": 128.5, "sm_90": 88.5, "sm_100": 107},
     "gate_input": {"sm_80": 102.5, "sm_90": 101.5, "sm_100": 134},
     "gate_weight": {"sm_80": 86.5, "sm_90": 77.5, "sm_100": 74.5},
     "mlp": {"sm_80": 233, "sm_90": 227, "sm_100": 262},
@@ -61,7 +61,7 @@ TARGETS = [
     (arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "project", "select", "gate", "mlp", "strd")
 ]
 TARGETS += [(arch, op) for arch in ("sm_90", "sm_100") for op in ("embed", "loss")]
-TARGETS += [("sm_90", "project"), ("sm_90", "select"), ("sm_90", "mask"), ("gfx942", "scan"), ("gfx942", "conv")]
+TARGETS += [("sm_90", "mask"), ("gfx942", "scan"), ("gfx942", "conv")]
 SHAPES = {"mask": "token", "embed": "window", "loss": "window"}
 
 
@@ -92,12 +92,6 @@ def test_kernels_stay_within_their_budgets(arch, op):
         spent = slots(entry, launch)[1] * tokens_of_72
         budget = BUDGETS[entry.name.removesuffix("_kernel")][arch]
         assert budget * 0.85 < spent <= budget * SLACK, f"{entry.name} on {arch}: {spent:.1f} instructions a token"
-
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_100"])
-@pytest.mark.parametrize("op", ["project", "select"])
-def test_other_architectures_hold_the_gradients_in_registers(arch, op):
-    compile_launches(arch, op, ["s1"])
 
 
 def test_last_stage_stays_within_the_same_budget():
