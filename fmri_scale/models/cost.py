@@ -113,7 +113,7 @@ def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -
     padded, _, _ = effective_window((*shape.grid, frames), shape.window, shape.shifted)
     hidden = int(width * config.mlp_ratio)
     mlp = _linear(tokens, width, hidden, bias=True) + _linear(tokens, hidden, width, bias=True)
-    block = _norm(width) + _mixer(config, width, math.prod(padded)) + _norm(width) + mlp
+    block = _norm(width) + _mixer(config, width, tokens, math.prod(padded)) + _norm(width) + mlp
     block += PartCost(prompts * width, kept_values=2 * tokens * width)
     if config.checkpoint_blocks:
         twice = block.backward_flops + block.forward_flops
@@ -121,8 +121,8 @@ def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -
     return sum([block] * shape.depth, PartCost())
 
 
-def _mixer(config: ModelConfig, width: int, tokens: int) -> PartCost:
-    """Cost on the padded grid of `tokens`."""
+def _mixer(config: ModelConfig, width: int, inward: int, tokens: int) -> PartCost:
+    """Cost of `inward` tokens, on a padded grid of `tokens`."""
     inner, states, rank = config.expand * width, config.state_dim, math.ceil(width / 16)
     elements, taps = tokens * inner * states, tokens * inner * config.conv_dim
     conv = PartCost(inner * (config.conv_dim + 1), 2 * taps, 4 * taps)
@@ -130,7 +130,7 @@ def _mixer(config: ModelConfig, width: int, tokens: int) -> PartCost:
     if config.bidirectional:
         scan += scan
     projections = (
-        _linear(tokens, width, 2 * inner)
+        _linear(inward, width, 2 * inner)
         + _linear(tokens, inner, rank + 2 * states)
         + _linear(tokens, rank, inner, bias=True)
         + _linear(tokens, inner, width)

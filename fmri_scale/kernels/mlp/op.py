@@ -1,7 +1,10 @@
 """Norm, MLP and residual as one operator, `fmri_scale::norm_mlp`; it saves its inputs and no hidden layer."""
 
+import math
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
@@ -65,3 +68,9 @@ def _differentiate(ctx, dy):
 
 
 norm_mlp_op.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.fmri_scale.norm_mlp)
+def _(x, gain, shift, up, *rest, out_shape=None, **kwargs):
+    """Operations of the products, for torch's counter, which cannot see into an operator."""
+    return 4 * math.prod(x) * up[0]

@@ -1,7 +1,10 @@
 """Norm and in-projection as one operator, `fmri_scale::norm_project`; it saves its inputs and nothing normalised."""
 
+import math
+
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
@@ -55,3 +58,9 @@ def _differentiate(ctx, d_first, d_second):
 
 
 norm_project_op.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.fmri_scale.norm_project)
+def _(x, gain, shift, weight, *rest, out_shape=None, **kwargs):
+    """Operations of the products, for torch's counter, which cannot see into an operator."""
+    return 2 * math.prod(x) * weight[0]
