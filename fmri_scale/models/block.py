@@ -56,7 +56,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.window = shape.window
-        self.shifted = shifted
+        self.shifted, self.wrap = shifted, shape.wrap
         self.drop_path = drop_path
         self.salt = 3 * number
         self.norm1 = nn.LayerNorm(shape.width)
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
     def _mix(self, x_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
         b, d, h, w, t, c = x_BDHWTC.shape
-        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted)
+        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted, self.wrap)
         windows = Windows(padded, window, shift)
         xz = norm_linear(x_BDHWTC, self.norm1, self.mixer.in_proj, padded)
         mixed_BNC = self.mixer(xz.flatten(1, 4), windows)

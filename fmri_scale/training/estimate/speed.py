@@ -9,7 +9,7 @@ import math
 from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.models.cost import SCAN_BACKWARD, SCAN_FORWARD
-from fmri_scale.models.shapes import decoder_stages, effective_window, encoder_stages
+from fmri_scale.models.shapes import decoder_stages, encoder_stages
 from fmri_scale.training.estimate.devices import Device
 
 BLOCK_BYTES = 390
@@ -50,11 +50,7 @@ def compute_seconds(config: Config, device: Device, world_size: int) -> float:
 
 def _padded(model: ModelConfig) -> dict[int, int]:
     """Return, by stage, tokens x channels of its blocks for one clip, on grids padded to whole windows."""
-    sizes = {}
-    for i, s in enumerate(_stages(model)):
-        padded, _, _ = effective_window((*s.grid, model.num_frames), s.window, s.shifted)
-        sizes[i] = s.depth * math.prod(padded) * s.width
-    return sizes
+    return {i: sum(s.padded_tokens(model.num_frames)) * s.width for i, s in enumerate(_stages(model))}
 
 
 def _stages(model: ModelConfig) -> list:
