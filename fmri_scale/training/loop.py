@@ -54,6 +54,7 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         `failed` with the message.
     """
     run_dir = Path(config.run_dir)
+    made = folder.absent(run_dir) if launch.world_size == 1 else []
     lock: list[TextIO] = []
     collective.on_rank_0(lambda: lock.append(folder.take(run_dir)))
     configure_logging(launch.rank, config.log.level, run_dir / "logs" / f"rank_{launch.rank}.log")
@@ -81,6 +82,8 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
     finally:
         if trainer:
             trainer.close(code)
+        elif code == 2:  # nothing was trained: a mistake to mend leaves nothing behind
+            folder.remove(made)
         for file in lock:
             file.close()
 
