@@ -9,7 +9,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 out="$(realpath -m "${OUT:-$root/quickstart}")"
 mkdir -p "$out"
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
 if [ $# -eq 0 ]; then
     say "1/5  a synthetic cohort of NIfTI runs"
