@@ -54,6 +54,7 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         `failed` with the message.
     """
     run_dir = Path(config.run_dir)
+    made = folder.absent(run_dir) if launch.world_size == 1 else []
     lock: list[TextIO] = []
     collective.on_rank_0(lambda: lock.append(folder.take(run_dir)))
     configure_logging(launch.rank, config.log.level, run_dir / "logs" / f"rank_{launch.rank}.log")
@@ -81,6 +82,8 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
     finally:
         if trainer:
             trainer.close(code)
+        elif code == 2:  # nothing was trained: a mistake to mend leaves nothing behind
+            folder.remove(made)
         for file in lock:
             file.close()
 
@@ -303,10 +306,12 @@ class Trainer:
         target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
         clip = pictures.fixed_clip(self.config, self.corpora)
         title = f"step {self.step}, {clip.keys[0]}"
-        volumes = self.prepare.volumes
-        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, draws=self.main)
+        volumes, signal = self.prepare.volumes, pictures.SIGNAL[self.config.data.normalisation]
+        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, signal, draws=self.main)
         if self.main:
-            pictures.draw_loss(self.run_dir, target.with_name("loss.png"))
+            alone = not self.config.objective.contrasts
+            meaning = "mean squared error on hidden voxels" if alone else "loss"
+            pictures.draw_loss(self.run_dir, target.with_name("loss.png"), meaning)
             self.tracker.picture("reconstruction", target, self.step)
         self.watch.saved(0.0)
 

@@ -134,6 +134,14 @@ def test_checkpoint_of_another_model_is_one_line_from_all_ranks(tmp_path, corpus
     assert newest(run).step == 30
 
 
+def test_start_that_cannot_be_leaves_nothing_behind(tmp_path):
+    (process,) = run_ranks(arguments(tmp_path / "runs" / "first", tmp_path / "absent"), 1, tmp_path)
+    assert process.code == 2
+    assert process.err.startswith(f"train: {tmp_path / 'absent'}: no such corpus")
+    assert process.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+
+
 def test_error_of_one_rank_ends_all_and_is_said_once(tmp_path, corpus):
     """A damaged frame is met by one rank only; the other learns why it was left alone."""
     damaged = write_tiny_corpus(tmp_path / "damaged")

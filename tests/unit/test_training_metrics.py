@@ -162,11 +162,18 @@ def test_panels_show_what_was_hidden_and_what_was_made_of_it():
     scored = np.ones((2, 2, 2), dtype=bool)
     scored[0, 0, 0] = False
     panels = pictures.three_panels(seen, covered, predicted, scored)
-    assert np.isnan(panels["masked input"][0]).all()
-    assert (panels["masked input"][1] == 1).all()
+    hidden = panels["masked input (blue: hidden)"]
+    assert np.isnan(hidden[0]).all()
+    assert (hidden[1] == 1).all()
     assert (panels["reconstruction"] == 5).sum() == 3
     assert panels["reconstruction"][0, 0, 0] == 1
     assert (panels["reconstruction"][1] == 1).all()
+
+
+def test_places_of_a_picture_are_in_mm_whatever_the_size_of_the_image():
+    assert pictures.place_mm(48, 0, (96, 96, 96)) == 0.0
+    assert pictures.place_mm(39, 2, (96, 96, 96)) == 0.0
+    assert pictures.place_mm(12, 0, (24, 24, 24)) == 3.0  # the mean of voxels at 0, 2, 4 and 6 mm
 
 
 def test_planes_of_a_ras_volume_stand_upright():
@@ -180,8 +187,9 @@ def test_planes_of_a_ras_volume_stand_upright():
 
 def test_loss_curve_is_drawn_over_gaps(tmp_path):
     rows = [{"step": i, "loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
+    rows[3]["val_loss"] = 0.5
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png")
+    pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png", "mean squared error")
     assert (tmp_path / "pictures" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["loss.png"]
 
