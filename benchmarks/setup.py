@@ -14,6 +14,7 @@ Writes benchmarks/results/setup_MACHINE.json and .md.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,8 @@ def measured(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     for package in PUBLISHED if args.published else ():
         place = ["--target", folder / "published", "--no-deps", "--no-build-isolation", package]
         tried[package] = installed([python, "-m", "pip", "install", "--quiet", *place], environment)
-    size = sum(p.stat().st_size for p in (folder / "clone" / ".venv").rglob("*") if p.is_file() and not p.is_symlink())
+    said = subprocess.run(["du", "-sk", folder / "clone" / ".venv"], check=True, capture_output=True, text=True).stdout
+    size = int(said.split()[0]) * 1024
     parts = {name: round(s, 1) for name, s in parts.items()}
     return {"seconds": parts, "environment_gb": round(size / 1e9, 2), "slim_s": round(seconds, 1), "tried": tried}
 
@@ -144,10 +146,10 @@ def slim_core(folder: Path, environment: dict[str, str], torch_index: str | None
 
 
 def installed(command: list[Any], environment: dict[str, str]) -> dict[str, Any]:
-    """Run pip; return whether it could, and else the line that says why."""
+    """Run pip; return whether it could, and else the error of what it ran."""
     pip = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, check=False)
-    lines = [line.strip() for line in pip.stderr.splitlines() if "Error" in line or "nvcc" in line]
-    return {"installed": pip.returncode == 0, "said": lines[0] if pip.returncode and lines else ""}
+    lines = [line.strip() for line in pip.stderr.splitlines() if re.match(r"\s*\w*Error: ", line)]
+    return {"installed": pip.returncode == 0, "said": lines[-1] if pip.returncode and lines else ""}
 
 
 def report(record: dict[str, Any]) -> str:
