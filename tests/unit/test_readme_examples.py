@@ -1,4 +1,4 @@
-"""Following README.md's worked examples, a mask and a dataset layout, in a copy of the tree, gives what they promise.
+"""Following README.md's worked examples (mask, kernel, dataset layout) in a copy of the tree gives what they promise.
 
 The text of the examples is taken from README.md; the edits that it tells in words are made here as it tells them.
 """
@@ -29,9 +29,10 @@ def copy(tmp_path) -> Path:
     return tmp_path
 
 
-def snippets(kind: str) -> list[str]:
-    """Return the indented blocks of one kind, without their indent."""
-    blocks = re.findall(rf"^   ```{kind}\n(.*?)^   ```", CONTRIBUTING, re.S | re.M)
+def snippets(example: str) -> list[str]:
+    """Return the indented blocks of an example, without their indent."""
+    text = CONTRIBUTING.split(f"\n**{example}.** ")[1].split("\n**")[0]
+    blocks = re.findall(r"^   ```(?:diff|python)\n(.*?)^   ```", text, re.S | re.M)
     return ["".join(line[3:] or "\n" for line in block.splitlines(keepends=True)) for block in blocks]
 
 
@@ -43,23 +44,24 @@ def edit(path: Path, *changes: tuple[str, str]) -> None:
     path.write_text(text)
 
 
-def run(copy: Path, *words: str) -> str:
+def run(copy: Path, *words: str, **variables: str) -> str:
     """Run Python in the copy, where its own packages come first; return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, *words]
     process = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
     return process.stdout
 
 
-def number_passed(copy: Path, name: str, *files: str) -> int:
+def number_passed(copy: Path, name: str, *files: str, **variables: str) -> int:
     """Run tests by name in the copy; return how many passed."""
-    said = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-k", name, *files)
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", ".", "-k", name)
+    said = run(copy, "-m", "pytest", *options, *files, **variables)
     return int(re.findall(r"(\d+) passed", said)[0])
 
 
 def test_a_mask(copy):
-    (diff,) = snippets("diff")
+    (diff,) = snippets("A mask")
     kept = "".join(line[1:] for line in diff.splitlines(keepends=True) if line[0] == " ")
     edit(copy / "fmri_scale/models/masking.py", (kept, "".join(line[1:] for line in diff.splitlines(keepends=True))))
     edit(copy / "fmri_scale/config/check.py", ('("token", "window", "tube", ', '("token", "window", "tube", "slab", '))
@@ -77,8 +79,29 @@ def test_a_mask(copy):
     assert number_passed(copy, "slab", *files) >= 5
 
 
+def test_a_kernel(copy):
+    definition, kernel, operator, test = snippets("A kernel")
+    (one_line,) = re.findall(r"`(from fmri_scale\.kernels\.rms\.reference import .*?)`", CONTRIBUTING)
+    folder = copy / "fmri_scale/kernels/rms"
+    folder.mkdir()
+    names = ("reference", "triton", "op", "cpu", "__init__")
+    for name, text in zip(names, (definition, kernel, operator, one_line, ""), strict=True):
+        (folder / f"{name}.py").write_text(text)
+    imports = (
+        "import pytest, torch\nfrom fmri_scale.kernels.rms import reference\nfrom fmri_scale.kernels.rms.op import rms"
+    )
+    on_a_cpu = (
+        "def test_rms_on_a_cpu():\n"
+        "    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)\n"
+        '    assert torch.autograd.gradcheck(lambda x: rms(x, "auto"), x)\n'
+        '    torch.library.opcheck(rms, (x, "auto"))\n'
+    )
+    (copy / "test_rms.py").write_text(f"{imports}\n\n\n{test}\n\n{on_a_cpu}")
+    assert number_passed(copy, "rms", "test_rms.py", TRITON_INTERPRET="1") == 4
+
+
 def test_a_dataset_layout(copy):
-    module, test = snippets("python")
+    module, test = snippets("A dataset layout")
     (copy / "sharding/discover/abide.py").write_text(module)
     edit(
         copy / "sharding/discover/layout.py",
