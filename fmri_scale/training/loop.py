@@ -35,7 +35,7 @@ from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
 from fmri_scale.training.tracing import Profiler
 from fmri_scale.training.validate import require_validation, validation_loss
-from fmri_scale.training.watch import Watch, space
+from fmri_scale.training.watch import Watch, finite, space
 from fmri_scale.training.watch.hang import LOST
 from sharding.errors import ShardingError
 
@@ -216,6 +216,7 @@ class Trainer:
         else:
             ranks = collective.gather({"micro_batches": result.micro_batches})
             self.bad_steps.bad(self.step, result.grad_norm, ranks, writes=self.main)
+            finite.require(self.engine.module, self.step)
 
     def _report(self, result: StepResult, validation: float | None = None) -> None:
         self.progress.update(self.step, result.loss, result.lr, self.speed.frames_per_s)
@@ -267,6 +268,7 @@ class Trainer:
         if self.saved_step == self.step:
             return
         begin = time.monotonic()
+        finite.require(self.engine.module, self.step)
         collective.on_rank_0(lambda: space.require(self.run_dir, checkpoint_bytes(self.config), self.step))
         check_ranks(self.stream)
         energy = total_energy(collective.gather(self.energy.joules()), self.energy_before)
@@ -289,7 +291,9 @@ class Trainer:
         self.saved_step = self.step
         keep = self.config.checkpoint
         collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
-        self.watch.saved(time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        self.watch.saved(seconds)
+        self.speed.saved(seconds)
         log.info("checkpoint %s", saved.path)
 
     def _write(self, folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "fmri_scale.train"]
+TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 
 @dataclass

@@ -14,6 +14,8 @@ import torch
 from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.training import metrics, pictures, throughput
+from fmri_scale.training.estimate import devices
+from fmri_scale.training.estimate.speed import compute_seconds
 from fmri_scale.training.progress import Progress, duration
 
 
@@ -134,8 +136,10 @@ def test_speed_adds_up():
     assert row["data_wait_fraction"] == pytest.approx(0.25)
     total = cost(model).total
     assert row["model_tflops_per_rank"] == pytest.approx((total.forward_flops + total.backward_flops) / 1e12)
-    assert row["mfu"] is None
-    assert speed.frames_per_s == 0.0
+    assert row["mfu"] is row["roofline_fraction"] is None
+    assert speed.frames_per_s == row["checkpoint_s"] == 0.0
+    speed.saved(1.5)
+    assert [speed.row()["checkpoint_s"] for _ in range(2)] == [1.5, 0.0]
 
 
 def test_recomputation_is_no_useful_work():
@@ -153,6 +157,26 @@ def test_share_of_the_peak_of_a_known_gpu(monkeypatch):
     assert throughput.peak_flops(torch.device("cuda", 0)) == 9.89e14
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Unheard Of")
     assert throughput.peak_flops(torch.device("cuda", 0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("NVIDIA H200", True), ("NVIDIA H100 80GB HBM3", True), ("Unheard Of", False)]
+)
+def test_roofline_is_the_time_of_what_binds_and_no_run_can_be_faster(monkeypatch, name, best):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    model, gpu = ModelConfig(), torch.device("cuda", 0)
+    least = throughput.least_seconds(model, gpu)
+    if not best:
+        assert least is None
+        return
+    config = Config(model=model)
+    config.engine.dtype, config.optim.global_batch, config.optim.micro_batch = "bf16", 8, 8
+    predicted = compute_seconds(config, devices.GPUS[name.split()[1].lower()], world_size=1) / 8
+    assert 0.05 * predicted < least < predicted
+    total = cost(model).total
+    assert (total.forward_flops + total.backward_flops) / throughput.peak_flops(gpu) < least, (
+        "matrix products do not bind"
+    )
 
 
 def test_panels_show_what_was_hidden_and_what_was_made_of_it():
