@@ -215,7 +215,7 @@ class ClipStream:
         """Return the clips that were read, each unreadable one replaced by policy; raise where that is the policy."""
         clips = Clips(*(column.copy() for column in micro.clips))
         for attempt in range(SUBSTITUTES + 1):
-            self.faults.retries += micro.job.retries
+            self.faults.repeated(micro.job.retries, self._where(micro.job))
             faults = micro.job.faults
             if not faults:
                 return clips
