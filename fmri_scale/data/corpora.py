@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmri_scale.config import DataConfig
 from fmri_scale.data.reading import ReadFault
-from fmri_scale.data.remote import Store, make_store
 from fmri_scale.data.table import SampleTable
 from fmri_scale.errors import DataError
 from sharding.corpus import Corpus, open_corpus
+
+if TYPE_CHECKING:
+    from fmri_scale.data.remote import Store
 
 MOST_BYTES = {"corpus.json": 1 << 28, "mask.nii.gz": 1 << 24, "index.parquet": 1 << 32}
 "Files that are copied of a remote corpus, and the bytes beyond which they cannot be what they should be."
@@ -115,7 +117,7 @@ def _open(place: str, config: DataConfig) -> Corpus:
         return open_corpus(place, check_shards=False)
     url = place.rstrip("/")
     try:
-        store = make_store(url.partition("://")[0], timeout_s(config))
+        store = _store(url, config)
         with contextlib.closing(store):
             folder = _copy_small_files(url, store, cache_folder(config) / "corpora")
     except ReadFault as fault:
@@ -124,7 +126,14 @@ def _open(place: str, config: DataConfig) -> Corpus:
     return RemoteCorpus(corpus.path, corpus.meta, corpus.mask, corpus.index, url)
 
 
-def _copy_small_files(url: str, store: Store, cache: Path) -> Path:
+def _store(url: str, config: DataConfig) -> "Store":
+    """Return what reads a URL."""
+    from fmri_scale.data.remote import make_store  # brings HTTP, which a corpus on disk does not need
+
+    return make_store(url.partition("://")[0], timeout_s(config))
+
+
+def _copy_small_files(url: str, store: "Store", cache: Path) -> Path:
     """Return the folder with copies of the corpus' small files, made now or before."""
     description = store.whole(f"{url}/corpus.json", MOST_BYTES["corpus.json"])
     try:
@@ -157,7 +166,7 @@ def _look_at(corpus: Corpus, shard: dict[str, Any], config: DataConfig) -> str:
     place, expected = location(corpus, shard["name"]), int(shard["bytes"])
     try:
         if isinstance(corpus, RemoteCorpus):
-            with contextlib.closing(make_store(place.partition("://")[0], timeout_s(config))) as store:
+            with contextlib.closing(_store(place, config)) as store:
                 size = store.size(place)
         else:
             size = os.stat(place).st_size

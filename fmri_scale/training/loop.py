@@ -239,7 +239,7 @@ class Trainer:
             "skipped_steps": self.bad_steps.total,
             "clips": self.stream.position,
             "clip_hash": f"{self.stream.clip_hash:016x}",
-            "substituted_clips": len(self.stream.faults.bad),
+            "substituted_clips": result.bad_clips,
             "epoch": self.stream.position / self.clips_per_epoch,
             **self.speed.row(),
             **times,
