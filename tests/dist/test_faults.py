@@ -62,7 +62,7 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs.append(job("told_first", {"told_at": [1, 1]}, **validated))
     jobs.append(job("told_validating", {"told_at": [1, 3]}, **validated))
     (made / "jobs.json").write_text(json.dumps(jobs))
-    ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE)
+    ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE, timeout_s=500.0)
     assert [process.code for process in ended] == [0, 0]
     return made
 
