@@ -28,6 +28,7 @@ interleaved runs and processor seconds bear that, wall times do not.
 NEVER = (
     "training step on a GPU, beside the published NeuroSTORM (`benchmarks/step.py --published DIR` is ready) and SwiFT",
     "any kernel on a GPU (`benchmarks/kernels.py` is ready; `results/static.md` counts compiled instructions)",
+    "whole runs on GPUs: frames/s, MFU, data wait, scaling (`benchmarks/throughput.py` is ready)",
     "peak memory of the published training step on a CPU",
     "sharding beside the published preprocessing scripts",
     "time from an empty machine to the first training step, and installation without a compiler, as figures",

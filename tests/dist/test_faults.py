@@ -62,7 +62,7 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs.append(job("told_first", {"told_at": [1, 1]}, **validated))
     jobs.append(job("told_validating", {"told_at": [1, 3]}, **validated))
     (made / "jobs.json").write_text(json.dumps(jobs))
-    ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE, timeout_s=500.0)
+    ended = run_ranks([str(made / "jobs.json")], 2, made, TRAINEE)
     assert [process.code for process in ended] == [0, 0]
     return made
 
@@ -234,7 +234,7 @@ def test_rank_with_another_corpus_stops_all(runs):
 
 
 def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
-    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=4.0)
+    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=8.0)
     (tmp_path / "jobs.json").write_text(json.dumps([{"arguments": items, "faults": {"hang": [1, 5]}}]))
     ended = run_ranks([str(tmp_path / "jobs.json")], 2, tmp_path, TRAINEE)
     assert [process.code for process in ended] == [1, 1]
