@@ -45,8 +45,9 @@ def runs(tmp_path_factory, corpus) -> Path:
     jobs = [job(f"nan_{stage}", BAD, optim__steps=4, engine__zero_stage=stage, **saved) for stage in (0, 2)]
     jobs.append(job("gradient_0", {"nan_gradient": [1, 5]}, optim__steps=4, engine__zero_stage=0, **saved))
     jobs.append(job("gradient_2", {"nan_gradient": [0, 5]}, optim__steps=4, engine__zero_stage=2, **saved))
-    jobs += [job(f"weight_{k}", {"nan_parameter": [1, 3]}, optim__steps=9, engine__zero_stage=k) for k in (1, 3)]
-    jobs.append(job("weight_saved", {"nan_parameter": [1, 3]}, optim__steps=9, **saved))
+    spoilt = {"nan_parameter": [1, 3]}
+    jobs += [job(f"weight_{k}", spoilt, optim__steps=9, engine__zero_stage=k) | {"cut_all": k == 3} for k in (1, 3)]
+    jobs.append(job("weight_saved", spoilt, optim__steps=9, **saved))
     jobs.append(job("other_corpus", {"other_corpus": [1, str(other)]}, optim__steps=2))
     jobs.append(job("stops", {"nan_volume": [1, 3, 99]}, optim__steps=9, engine__max_bad_steps=3))
     jobs.append(job("full", {"full_disk": 1}, optim__steps=2, checkpoint__every_steps=1))
@@ -242,7 +243,7 @@ def test_rank_with_another_corpus_stops_all(runs):
 
 
 def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
-    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=4.0)
+    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=8.0)
     (tmp_path / "jobs.json").write_text(json.dumps([{"arguments": items, "faults": {"hang": [1, 5]}}]))
     ended = run_ranks([str(tmp_path / "jobs.json")], 2, tmp_path, TRAINEE)
     assert [process.code for process in ended] == [1, 1]

@@ -142,8 +142,10 @@ def flip(module: torch.nn.Module) -> None:
 
 
 def spoil(module: torch.nn.Module) -> None:
-    """Make the first weight NaN."""
-    next(module.parameters()).data.view(-1)[0] = math.nan
+    """Make the first weight that this rank holds NaN."""
+    parameter = next(module.parameters())
+    held = parameter.data if parameter.numel() else parameter.ds_tensor.data  # cut by ZeRO 3
+    held.view(-1)[0] = math.nan
 
 
 def kill_wandb(module: torch.nn.Module) -> None:

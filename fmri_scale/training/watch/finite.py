@@ -5,12 +5,15 @@ whole by its checksums and bad for ever. The gradient never brings one (training
 """
 
 import socket
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fmri_scale.checkpoint.collective import gather
 from fmri_scale.errors import TrainingError
+from fmri_scale.training.average import part_of
 
 
 def require(module: nn.Module, step: int) -> None:
@@ -40,6 +43,8 @@ def first_bad(module: nn.Module) -> str:
     return next((name for (name, _), is_fine in zip(held, fine, strict=True) if not is_fine), "")
 
 
-def _held(parameter: Tensor) -> Tensor:
-    """Return the values of a parameter that lie on this rank: all of them, or the slice that ZeRO 3 leaves it."""
-    return getattr(parameter, "ds_tensor", parameter)
+def _held(parameter: Any) -> Tensor:
+    """Return the values of a parameter that lie on this rank: all, or ZeRO 3's share of it without padding."""
+    if parameter.numel() == getattr(parameter, "ds_numel", parameter.numel()):
+        return parameter
+    return part_of(parameter, dist.get_rank(), dist.get_world_size())
