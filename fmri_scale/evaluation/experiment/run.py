@@ -18,6 +18,7 @@ from fmri_scale.evaluation.experiment.arms import (
     architecture,
     arms_of,
     corpus_id,
+    feature_settings,
     make_arm,
     make_untrained,
     summary,
@@ -74,8 +75,10 @@ def task_of(config: ExperimentConfig, name: str, baselines: list[Untrained], out
     entry = config.tasks[name]
     items = [config.fill(item, out) for item in entry.items]
     pattern = f"seed-{{seed}}/features/{entry.corpus}.npz"
-    added = [f"features.{arm}={out / 'arms' / arm / pattern}" for arm in config.arms]
-    added += [f"baselines.features.{item.name}={item.pattern.replace('CORPUS', entry.corpus)}" for item in baselines]
+    kinds = ["features", "tokens"] if feature_settings(config.features).tokens else ["features"]
+    added = [f"{kind}.{arm}={out / 'arms' / arm / pattern}" for kind in kinds for arm in config.arms]
+    of_corpus = {item.name: item.pattern.replace("CORPUS", entry.corpus) for item in baselines}
+    added += [f"baselines.{kind}.{name}={path}" for kind in kinds for name, path in of_corpus.items()]
     added += [f"name={json.dumps(name)}", f"scoring.seeds={json.dumps(config.seeds)}"]
     files = [item for item in items if "=" not in item]
     return load_task(files, [*(item for item in items if "=" in item), *added])
@@ -131,7 +134,7 @@ def _attribution(
         from fmri_scale.release import from_pretrained
 
         task = task_of(config, entry.task, [], out)
-        task.features = {entry.arm: task.features[entry.arm]}
+        task.features, task.tokens = {entry.arm: task.features[entry.arm]}, {}
         task.scoring.seeds = task.scoring.seeds[:1]
         task.baselines.bold = ""
         model = from_pretrained(out / "arms" / entry.arm / f"seed-{config.seeds[0]}" / "release")
