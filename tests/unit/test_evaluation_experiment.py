@@ -175,6 +175,18 @@ def test_a_wrong_arm_is_found_before_anything_is_trained(experiment: Path, train
     assert not trainer.trained
 
 
+def test_a_dry_run_says_what_would_be_trained_and_does_nothing(
+    experiment: Path, trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["experiment", str(experiment), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 0
+    assert "4 pretraining runs: 2 arms, seeds 0, 1" in capsys.readouterr().out
+    assert main([*command, "arms.tube=[mask.stratgy=tube]"]) == 2
+    assert "mask.stratgy" in capsys.readouterr().err
+    assert not trainer.trained
+    assert not (tmp_path / "out").exists()
+
+
 def test_unequal_fractions_hidden_are_said_aloud() -> None:
     training = pd.DataFrame({"arm": ["a", "a", "b"], "masked_fraction_brain": [0.5, 0.51, 0.18]})
     (warning,) = fraction_warnings(training, 0.02)
@@ -222,8 +234,9 @@ def test_shipped_experiments_resolve(name: str, tmp_path: Path, monkeypatch: pyt
     given += ["corpora.main.path=corpus", "table=people.tsv"] if name in ("masks_ablation", "scaling") else []
     given += ["corpora.haxby.path=runs"] if name == "haxby_objects" else []
     config: ExperimentConfig = load_experiment([SHIPPED / f"{name}.yaml"], given)
-    arms = arms_of(config, tmp_path)
+    arms = run_module.plan_experiment(config, tmp_path)
     assert len(arms) == len(config.arms) * len(config.seeds)
+    assert not any((tmp_path / name).exists() for name in ("arms", "data", "experiment.json"))
     for task in config.tasks:
         made = run_module.task_of(config, task, [], tmp_path)
         assert set(made.features) == set(config.arms)

@@ -51,13 +51,9 @@ def run_experiment(config: ExperimentConfig, out: Path) -> Path:
     FmriScaleError, ShardingError
         A step failed; the message says which and why. Starting again continues.
     """
+    arms = plan_experiment(config, out)
     out.mkdir(parents=True, exist_ok=True)
     _claim(config, out)
-    arms = arms_of(config, out)
-    for name in config.tasks:
-        task_of(config, name, [], out)  # what is wrong in a task is found before days of training
-    for entry in config.attribution.values():
-        config.fill(entry.atlas + entry.labels, out)
     make_corpora(config, out)
     corpora = {task.corpus: config.corpus(task.corpus, out) for task in config.tasks.values()}
     for arm in arms:
@@ -68,6 +64,22 @@ def run_experiment(config: ExperimentConfig, out: Path) -> Path:
     for name, entry in config.attribution.items():
         _run_attribution(config, name, entry, out)
     return _report(config, arms, out)
+
+
+def plan_experiment(config: ExperimentConfig, out: Path) -> list[Arm]:
+    """List what would be trained; nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        An arm, task or attribution does not resolve: found before days of training.
+    """
+    arms = arms_of(config, out)
+    for name in config.tasks:
+        task_of(config, name, [], out)
+    for entry in config.attribution.values():
+        config.fill(entry.atlas + entry.labels, out)
+    return arms
 
 
 def task_of(config: ExperimentConfig, name: str, baselines: list[Untrained], out: Path) -> TaskConfig:
