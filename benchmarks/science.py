@@ -48,12 +48,15 @@ def main() -> int:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("work", type=Path)
     parser.add_argument("--folder", type=Path, help="of the Haxby runs")
+    parser.add_argument("--seeds", default="", help="of known_truth and haxby, such as 0,1; theirs if not given")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
     record = {"machine": machine(), "date": str(date.today()), "load_before": os.getloadavg()[0]}
-    record["command"] = f"python benchmarks/science.py {args.part} WORK{' --folder DIR' * (args.part == 'haxby')}"
+    given = [" --folder DIR" * (args.part == "haxby"), f" --seeds {args.seeds}" * bool(args.seeds)]
+    record["command"] = f"python benchmarks/science.py {args.part} WORK{''.join(given)}"
+    overrides = [f"seeds=[{args.seeds}]"] * bool(args.seeds) + [f"corpora.haxby.path={args.folder}"] * bool(args.folder)
     begun = time.monotonic()
-    record |= PARTS[args.part](args.work, args.folder)
+    record |= PARTS[args.part](args.work, overrides)
     record["minutes"] = (time.monotonic() - begun) / 60
     text = page(record)
     print(text)
@@ -63,10 +66,10 @@ def main() -> int:
     return 0 if all(claim["holds"] for claim in record["claims"]) else 1
 
 
-def known_truth(work: Path, _: Path | None) -> dict[str, Any]:
+def known_truth(work: Path, overrides: list[str]) -> dict[str, Any]:
     """The cohort with planted regions and the one with none."""
     out = work / "known_truth"
-    subprocess.run(command(out, "known_truth"), cwd=ROOT, check=True)
+    subprocess.run(command(out, "known_truth", overrides), cwd=ROOT, check=True)
     table, regions = pd.read_csv(out / "results.csv"), pd.read_csv(out / "attribution/planted/regions.csv")
     planted = json.loads((out / "data/planted/images/truth.json").read_text())["planted"]
     top = max(round(DECILE * len(regions)), len(planted))
@@ -105,7 +108,7 @@ def known_truth(work: Path, _: Path | None) -> dict[str, Any]:
     }
 
 
-def killed(work: Path, _: Path | None) -> dict[str, Any]:
+def killed(work: Path, _: list[str]) -> dict[str, Any]:
     """An experiment that is killed three times, beside one that is not."""
     whole, again = work / "small_whole", work / "small_killed"
     subprocess.run(command(whole, "known_truth", SMALL), cwd=ROOT, check=True)
@@ -119,11 +122,10 @@ def killed(work: Path, _: Path | None) -> dict[str, Any]:
     }
 
 
-def haxby(work: Path, folder: Path | None) -> dict[str, Any]:
+def haxby(work: Path, overrides: list[str]) -> dict[str, Any]:
     """Real scans; whatever comes out is told, so the only claim is that every baseline stands beside it."""
     out = work / "haxby"
-    given = [f"corpora.haxby.path={folder}"] if folder else []
-    subprocess.run(command(out, "haxby_objects", given), cwd=ROOT, check=True)
+    subprocess.run(command(out, "haxby_objects", overrides), cwd=ROOT, check=True)
     table = pd.read_csv(out / "results.csv")
     wanted = {"voxel patterns", CONNECTIVITY, "untrained (linear)", "majority"}
     return {
