@@ -13,7 +13,8 @@ def gradients(
 
     Through torch.func: inside an operator torch keeps autograd off, whatever enable_grad says.
     """
-    result, pull_back = torch.func.vjp(function, *(v.detach() for v in inputs))
+    pulled: Any = torch.func.vjp(function, *(v.detach() for v in inputs))
+    result, pull_back = pulled
     return pull_back(upstream.to(result.dtype))
 
 
