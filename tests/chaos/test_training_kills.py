@@ -20,7 +20,7 @@ pytestmark = pytest.mark.dist
 
 MOMENTS = int(os.environ.get("FMRI_SCALE_KILLS", "2"))
 STEPS = 8 + 6 * MOMENTS
-END_S = 60.0
+END_S = 120.0
 "Seconds after which nothing may be left: --grace, what the supervisor waits for stragglers, and a slow machine."
 KEPT = ("step", "loss", "lr", "grad_norm", "masked_fraction", "clips", "clip_hash", "epoch")
 

@@ -20,7 +20,7 @@ from tests.helpers.spawn import ROOT, environment
 VICTIMS = ("all", "launcher", "rank", "supervisor")
 IN_WRITING = (True, False, False, True, False, True, True, False)
 "Of eight moments, four victims twice: once while a checkpoint is written, once at any time."
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 @dataclass(frozen=True)
