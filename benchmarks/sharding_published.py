@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neurostorm", type=Path, metavar="DIR")
     parser.add_argument("--swift", type=Path, metavar="DIR")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["2mm"], help="runs (2.4mm takes the peer 13 GB)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["2mm"], help="2.4mm: much memory for the peer")
     parser.add_argument("--data", type=Path, default=Path("/tmp/fmri_scale_sharding_benchmark"))
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
