@@ -36,6 +36,15 @@ def rows_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if even else tensor.contiguous()
 
 
+def cut(width: int) -> dict[str, int]:
+    """Cut a width into a MAIN part, the largest power of two in it, and a TAIL that fits one (0: none); 16 at least.
+
+    Two tiles waste less than one that is padded to the next power of two: 72 is 64 and 8 in 16.
+    """
+    main = max(16, 1 << (width.bit_length() - 1))
+    return {"MAIN": main, "TAIL": 0 if main >= width else max(16, triton.next_power_of_2(width - main))}
+
+
 @triton.jit
 def window_origin(number, GRID: tl.constexpr, WINDOW: tl.constexpr):
     """Where a window (counted through the batch) begins: its first token per axis, before the shift, and the first
@@ -99,3 +108,12 @@ def store(pointer, value, ok, MASKED: tl.constexpr):
 def sigmoid(x):
     """1 / (1 + exp(-x)) in float32."""
     return 1.0 / (1.0 + tl.exp2(x * -LOG2_E))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) in float32, to 4e-7 of its value: log1p(s) / s on (0, 1] by a polynomial of degree 7."""
+    s = tl.exp2(tl.abs(x) * -LOG2_E)
+    p = -0.2449544966 + s * (0.1774520427 + s * (-0.1076811701 + s * (0.0440892391 + s * -0.0085390965)))
+    p = 0.9999998212 + s * (-0.4999740422 + s * (0.3327547610 + s * p))
+    return tl.maximum(x, 0.0) + s * p

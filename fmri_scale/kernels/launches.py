@@ -24,10 +24,14 @@ from fmri_scale.kernels.loss import triton as loss
 from fmri_scale.kernels.mask import triton as mask
 from fmri_scale.kernels.mlp import cases as mlp_cases
 from fmri_scale.kernels.mlp import triton as mlp
+from fmri_scale.kernels.project import cases as project_cases
+from fmri_scale.kernels.project import triton as project
 from fmri_scale.kernels.scan import triton as scan
+from fmri_scale.kernels.select import cases as select_cases
+from fmri_scale.kernels.select import triton as select
 from fmri_scale.kernels.strd import triton as strd
 
-OPERATIONS = ("scan", "conv", "gate", "mlp", "mask", "embed", "loss", "strd")
+OPERATIONS = ("scan", "conv", "project", "select", "gate", "mlp", "mask", "embed", "loss", "strd")
 STATES, TAPS = 16, 4
 
 
@@ -52,8 +56,8 @@ def launches(op: str, batch: int, dtype: torch.dtype = torch.bfloat16) -> Iterat
     if op in ("scan", "conv", "strd"):
         for stage in STAGES:
             yield from {"scan": _scan, "conv": _conv, "strd": _strd}[op](stage, batch, dtype)
-    elif op in ("gate", "mlp"):
-        yield from {"gate": _gate, "mlp": _mlp}[op](batch, dtype)
+    elif op in ("project", "select", "gate", "mlp"):
+        yield from {"project": _project, "select": _select, "gate": _gate, "mlp": _mlp}[op](batch, dtype)
     elif op == "mask":
         for strategy in ("window", "tube", "token"):
             case = clip_cases.base_case(batch, strategy)
@@ -95,9 +99,11 @@ def _passes(entry: Compiled, launch: Launch) -> list[float]:
         return [-(-math.prod(k["PATCH"]) // k["VALUES"])]
     if entry.name in ("mlp_kernel", "mlp_input_kernel"):
         return [-(-k["H"] // k["HIDDEN"])]
-    if entry.name in ("gate_kernel", "gate_input_kernel"):
+    if entry.name in ("gate_kernel", "gate_input_kernel", "project_kernel", "select_dt_kernel"):
         return [-(-k["E"] // k["INNER"])]
-    if entry.name in ("mlp_weight_kernel", "gate_weight_kernel"):
+    if entry.name in ("select_step_kernel", "select_map_kernel"):
+        return [launch.tokens / (entry.grid[1] * k["TOKENS"])]
+    if entry.name in ("mlp_weight_kernel", "gate_weight_kernel", "project_gradients_kernel"):
         return [launch.tokens / (entry.grid[0] * k["TOKENS"])]
     tokens = launch.tokens / entry.grid[-1]  # of a clip
     if entry.name in ("embed_weight_kernel", "loss_head_kernel"):
@@ -143,6 +149,31 @@ def _strd(stage: Stage, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
     yield Launch("strd", "forward", *size, _bind(strd.scores, h, stage.windows.window, 5, 5))
 
 
+def _project(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
+    """The first stages: wider tokens go through torch."""
+    for stage, case in zip(STAGES, project_cases.stage_cases(batch), strict=True):
+        if case.width <= project.WIDEST[dtype]:
+            x, d = (_meta(batch, case.tokens, n, dtype=dtype) for n in (case.width, case.inner))
+            shapes = ((case.width,), (case.width,), (2 * case.inner, case.width))
+            weights = [_meta(*shape, dtype=dtype) for shape in shapes]
+            size = (stage.name, case.width, batch * case.tokens)
+            yield Launch("project", "forward", *size, _bind(project.forward, x, *weights, 1e-5))
+            yield Launch("project", "backward", *size, _bind(project.backward, d, d, x, x, *weights, 1e-5))
+
+
+def _select(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
+    for stage, case in zip(STAGES, select_cases.stage_cases(batch), strict=True):
+        if case.width <= select.WIDEST[dtype]:
+            maps = case.rank + 2 * case.states
+            x, selection, state = (_meta(batch, case.tokens, n, dtype=dtype) for n in (case.width, maps, case.states))
+            shapes = ((maps, case.width), (case.width, case.rank), (case.width,))
+            weights = [_meta(*shape, dtype=dtype) for shape in shapes]
+            size = (stage.name, case.width, batch * case.tokens)
+            yield Launch("select", "forward", *size, _bind(select.steps, selection, *weights[1:]))
+            inputs = (x, x, None, state, state, x, selection)
+            yield Launch("select", "backward", *size, _bind(select.backward, *inputs, *weights))
+
+
 def _gate(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
     """The first stages: wider tokens go through torch."""
     for stage, case in zip(STAGES, gate_cases.stage_cases(batch), strict=True):
@@ -151,7 +182,7 @@ def _gate(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
             z = _meta(batch, case.tokens, 2 * case.inner, dtype=dtype)[..., case.inner :]
             weight, out = _meta(case.width, case.inner, dtype=dtype), _meta(batch, case.tokens, case.width, dtype=dtype)
             size = (stage.name, case.width, batch * case.tokens)
-            yield Launch("gate", "forward", *size, _bind(gate.forward, y, z, weight))
+            yield Launch("gate", "forward", *size, _bind(gate.forward, y, z, weight, out))
             yield Launch("gate", "backward", *size, _bind(gate.backward, out, y, z, weight))
 
 

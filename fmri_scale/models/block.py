@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fmri_scale.config import ModelConfig
+from fmri_scale.kernels.mlp import norm_mlp
 from fmri_scale.kernels.windows import Windows
 from fmri_scale.models.draws import uniform
-from fmri_scale.models.lean import cast_like, norm_linear, norm_mlp
+from fmri_scale.models.lean import cast_like
 from fmri_scale.models.mixer import Mixer
 from fmri_scale.models.shapes import StageShape, effective_window
 from fmri_scale.models.strd import RedundancyDropout
@@ -22,21 +23,22 @@ from fmri_scale.models.strd import RedundancyDropout
 class Mlp(nn.Module):
     """Two linear maps with an exact GELU between them."""
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float, backend: str) -> None:
         super().__init__()
+        self.backend = backend
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Normalise and map the last axis; dropout follows both maps, as published."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm, residual: bool) -> Tensor:
+        """Normalise and map the last axis, with `residual` add x; dropout follows both maps, as published."""
+        weights = cast_like(x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
         if self.dropout.p == 0.0 or not self.training:
-            return norm_mlp(x, norm, self.up, self.down)
-        gain, shift, up, up_bias, down, down_bias = cast_like(
-            x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias
-        )
+            return norm_mlp(x, *weights, norm.eps, residual, self.backend)
+        gain, shift, up, up_bias, down, down_bias = weights
         hidden = F.gelu(F.linear(F.layer_norm(x, gain.shape, gain, shift, norm.eps), up, up_bias))
-        return self.dropout(F.linear(self.dropout(hidden), down, down_bias))
+        branch = self.dropout(F.linear(self.dropout(hidden), down, down_bias))
+        return x + branch if residual else branch
 
 
 class Block(nn.Module):
@@ -62,28 +64,38 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(shape.width)
         self.mixer = Mixer(shape.width, config, config.prompt_len if encoder else 0)
         self.norm2 = nn.LayerNorm(shape.width)
-        self.mlp = Mlp(shape.width, int(shape.width * config.mlp_ratio), config.dropout)
+        self.mlp = Mlp(shape.width, int(shape.width * config.mlp_ratio), config.dropout, config.backend)
         drops = encoder and config.strd != "off"
         settings = (3 * number + 2, config.strd, config.strd_rate, config.backend)
         self.strd = RedundancyDropout(*settings) if drops else None
 
     def forward(self, x_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Return tokens of the same shape; `keys_B` are the clips' random keys (`masking.clip_keys`)."""
-        x = x_BDHWTC + self._drop_path(self._mix(x_BDHWTC, keys_B), keys_B, self.salt)
-        return x + self._drop_path(self.mlp(x, self.norm2), keys_B, self.salt + 1)
+        x = self._mix(x_BDHWTC, keys_B)
+        if not self._drops:
+            return self.mlp(x, self.norm2, residual=True)
+        return x + self._drop_path(self.mlp(x, self.norm2, residual=False), keys_B, self.salt + 1)
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and self.drop_path > 0.0
 
     def _mix(self, x_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
+        """Return the tokens with the mixer's branch added."""
         b, d, h, w, t, c = x_BDHWTC.shape
         padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted, self.wrap)
         windows = Windows(padded, window, shift)
-        xz = norm_linear(x_BDHWTC, self.norm1, self.mixer.in_proj, padded)
-        mixed_BNC = self.mixer(xz.flatten(1, 4), windows)
+        added = padded == (d, h, w, t) and self.strd is None and not self._drops  # by the mixer itself
+        mixed_BNC = self.mixer(x_BDHWTC, self.norm1, windows, added)
+        if added:
+            return mixed_BNC.view(x_BDHWTC.shape)
         if self.strd is not None:
             mixed_BNC = self.strd(mixed_BNC, windows, keys_B)
-        return mixed_BNC.view(b, *padded, c)[:, :d, :h, :w, :t]
+        branch = mixed_BNC.view(b, *padded, c)[:, :d, :h, :w, :t]
+        return x_BDHWTC + self._drop_path(branch, keys_B, self.salt)
 
     def _drop_path(self, branch: Tensor, keys_B: Tensor | None, salt: int) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
+        if not self._drops:
             return branch
         if keys_B is None:
             raise ValueError("stochastic depth in training needs the clips' keys: pass keys_B (TokenMask.keys)")

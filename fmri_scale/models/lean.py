@@ -1,15 +1,14 @@
-"""The branches of a block, keeping for the backward pass only what is dear to make again.
+"""A block's mixer, and the norms around it, keeping for the backward pass only what is dear to make again.
 
-Kept are inputs of norms, inputs of the convolution, the scan's output and the narrow selection it is steered by. The
-norms, the convolution, step sizes, gates and the MLP's hidden layer are made again from these, which takes a few per
-cent of a step and less than half of the memory (Chen et al. 2016, training with sublinear memory, section 4).
+Kept are inputs of norms, inputs of the convolution and the gate, the scan's output and the narrow selection it is
+steered by. The norms, the convolution, step sizes and gates are made again from these, which takes a few per cent of
+a step and less than half of the memory (Chen et al. 2016, training with sublinear memory, section 4).
 
 Everything runs in the dtype of the tokens: weights are cast to it, sums inside the kernels are float32. Without
-gradients, and inside torch.compile (whose partitioner decides by itself what to make again), the same formulas run
-as they stand.
+gradients, and inside torch.compile, the same operators run with gradients of their own.
 
 Shape suffixes: B clips, DHW tokens along x, y, z, T frames, N tokens of the padded grid, C width, E inner width,
-S states, K convolution taps, R rank of dt, H hidden width of the MLP.
+S states, K convolution taps, R rank of dt.
 """
 
 from collections.abc import Sequence
@@ -22,35 +21,20 @@ from torch.nn import functional as F
 
 from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.conv.op import conv_silu_backward_op
+from fmri_scale.kernels.gate.op import gate_linear_backward_op, gate_linear_op
+from fmri_scale.kernels.project.op import norm_project_backward_op, norm_project_op
 from fmri_scale.kernels.scan import scan
 from fmri_scale.kernels.scan.op import scan_backward_op
+from fmri_scale.kernels.select.op import select_backward_op, select_op, select_steps_op
 from fmri_scale.kernels.windows import Windows
-from fmri_scale.models.shapes import Grid4
 
 Gradient = Tensor | None
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, padded: Grid4 | None = None) -> Tensor:
-    """Normalise tokens, pad their grid with zeros, map the last axis; keeps x alone.
-
-    Parameters
-    ----------
-    x : `[..., C]`; with `padded`, `[B, D, H, W, T, C]`.
-    linear : has no bias.
-    padded : tokens along x, y, z and time after padding at the far ends; None: as they are.
-    """
+def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """Normalise tokens, map the last axis; keeps x `[..., C]` alone. The map has no bias."""
     weights = cast_like(x, norm.weight, norm.bias, linear.weight)
-    if padded == tuple(x.shape[1:5]):
-        padded = None
-    if recomputes():
-        return _NormLinear.apply(x, *weights, norm.eps, padded)
-    return _norm_linear(x, weights, norm.eps, padded)
-
-
-def norm_mlp(x: Tensor, norm: nn.LayerNorm, up: nn.Linear, down: nn.Linear) -> Tensor:
-    """Normalise, map up, exact GELU, map down; keeps x alone."""
-    weights = cast_like(x, norm.weight, norm.bias, up.weight, up.bias, down.weight, down.bias)
-    return _NormMlp.apply(x, *weights, norm.eps) if recomputes() else _norm_mlp(x, weights, norm.eps)
+    return _NormLinear.apply(x, *weights, norm.eps) if recomputes() else _norm_linear(x, weights, norm.eps)
 
 
 class Scan(NamedTuple):
@@ -62,38 +46,44 @@ class Scan(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a mixer's tensors mean: the windows, the rank of dt, the number of states, the backend of the kernels."""
+    """What a mixer's tensors mean: the windows of the padded grid, the rank of dt, the number of states, the backend
+    of the kernels, what the norm adds to a variance, and whether the tokens are added to what comes out."""
 
     windows: Windows
     rank: int
     states: int
     backend: str
+    eps: float
+    residual: bool
 
 
 def mix(
-    xz_BNE: Tensor,
+    x_BDHWTC: Tensor,
+    norm: nn.LayerNorm,
     taps: tuple[Tensor, Tensor, Tensor | None],
-    projections: tuple[Tensor, Tensor, Tensor, Tensor],
+    projections: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     scans: list[Scan],
     layout: Layout,
 ) -> Tensor:
-    """Convolution, selection, scan, gate and projection of a mixer; keeps its input, the selection and the scan.
+    """Norm, in-projection, convolution, selection, scan, gate and projection; keeps what the modules' docstring says.
 
     Parameters
     ----------
-    xz_BNE : `[B, N, 2E]`, the two halves of the in-projection.
+    x_BDHWTC : tokens; where their grid is smaller than that of the windows, zeros stand at the far ends, after the
+        norm (and so after the in-projection, which has no bias).
     taps : weight `[E, K]`, bias `[E]` and the inputs before every window `[K-1, E]` (or None) of the convolution.
-    projections : weights of x_proj `[R+2S, E]`, dt_proj `[E, R]` and its bias `[E]`, out_proj `[C, E]`.
+    projections : weights of in_proj `[2E, C]`, x_proj `[R+2S, E]`, dt_proj `[E, R]` and its bias `[E]`, out_proj
+        `[C, E]`.
     scans : the forward scan and, for both directions, the one from the last token to the first.
 
     Returns
     -------
-    `[B, N, C]` in the dtype of the input.
+    `[B, N, C]` of the padded grid, in the dtype of the tokens.
     """
-    weights = cast_like(xz_BNE, *projections)
+    gain, shift, *weights = cast_like(x_BDHWTC, norm.weight, norm.bias, *projections)
     one, other = scans[0], scans[1] if len(scans) > 1 else (None, None, None)
     run = _Mix.apply if recomputes() else _mix_alone
-    return run(xz_BNE, *taps, *weights, *one, *other, layout)
+    return run(x_BDHWTC, gain, shift, weights[0], *taps, *weights[1:], *one, *other, layout)
 
 
 def cast_like(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -134,60 +124,23 @@ class _NormLinear(torch.autograd.Function):
     """`norm_linear`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, eps: float, padded: Grid4 | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, gain: Tensor, shift: Tensor, weight: Tensor, eps: float) -> Tensor:
         ctx.save_for_backward(x, gain, shift, weight)
-        ctx.eps, ctx.padded = eps, padded
-        return _norm_linear(x, (gain, shift, weight), eps, padded)
+        ctx.eps = eps
+        return _norm_linear(x, (gain, shift, weight), eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Gradient, ...]:
         x, gain, shift, weight = ctx.saved_tensors
         u, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], gain, shift, ctx.eps)
-        d_weight = weight_gradient(ctx.needs_input_grad[3], dy, u if ctx.padded is None else _pad(u, ctx.padded))
-        du = dy @ weight
-        if ctx.padded is not None:
-            d, h, w, t = x.shape[1:5]
-            du = du[:, :d, :h, :w, :t]
-        return *norm_gradients(du, x, mean, rstd, gain, shift), d_weight, None, None
+        d_weight = weight_gradient(ctx.needs_input_grad[3], dy, u)
+        return *norm_gradients(dy @ weight, x, mean, rstd, gain, shift), d_weight, None
 
 
-def _norm_linear(x: Tensor, weights: Sequence[Tensor], eps: float, padded: Grid4 | None) -> Tensor:
+def _norm_linear(x: Tensor, weights: Sequence[Tensor], eps: float) -> Tensor:
     gain, shift, weight = weights
-    u = F.layer_norm(x, x.shape[-1:], gain, shift, eps)
-    return F.linear(u if padded is None else _pad(u, padded), weight)
-
-
-class _NormMlp(torch.autograd.Function):
-    """`norm_mlp`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights_eps: Any) -> Tensor:
-        *weights, ctx.eps = weights_eps
-        ctx.save_for_backward(x, *weights)
-        return _norm_mlp(x, weights, ctx.eps)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Gradient, ...]:
-        x, gain, shift, up, up_bias, down, _ = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        u, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], gain, shift, ctx.eps)
-        hidden = F.linear(u, up, up_bias)
-        d_down = weight_gradient(wanted[5], dy, F.gelu(hidden))
-        d_hidden = torch.ops.aten.gelu_backward(dy @ down, hidden)
-        d_up = weight_gradient(wanted[3], d_hidden, u)
-        biases = (d_hidden.flatten(0, -2).sum(0), dy.flatten(0, -2).sum(0))
-        norm = norm_gradients(d_hidden @ up, x, mean, rstd, gain, shift)
-        return *norm, d_up, biases[0], d_down, biases[1], None
-
-
-def _norm_mlp(x: Tensor, weights: Sequence[Tensor], eps: float) -> Tensor:
-    gain, shift, up, up_bias, down, down_bias = weights
-    u = F.layer_norm(x, x.shape[-1:], gain, shift, eps)
-    return F.linear(F.gelu(F.linear(u, up, up_bias)), down, down_bias)
+    return F.linear(F.layer_norm(x, x.shape[-1:], gain, shift, eps), weight)
 
 
 class _Mix(torch.autograd.Function):
@@ -196,71 +149,87 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         *tensors, ctx.layout = inputs
-        out, selection, y_BNE = _mix(*inputs)
-        ctx.save_for_backward(*tensors, selection, y_BNE)
+        out, *kept = _mix(*inputs)
+        ctx.save_for_backward(*tensors, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_out: Tensor) -> tuple[Gradient, ...]:
-        *inputs, selection, y_BNE = ctx.saved_tensors
-        xz, taps, (x_proj, dt_proj, dt_bias, out_proj) = inputs[0], inputs[1:4], inputs[4:8]
-        wanted = ctx.needs_input_grad
-        x, z = xz.chunk(2, -1)
-        gate = F.silu(z)
-        d_out_proj = weight_gradient(wanted[7], d_out, y_BNE * gate)
-        d_gated = d_out @ out_proj
-        dz = torch.ops.aten.silu_backward(d_gated * y_BNE, z)
+        *inputs, half, z, selection, y = ctx.saved_tensors
+        x, gain, shift, in_proj, *taps = inputs[:7]
+        x_proj, dt_proj, dt_bias, out_proj = inputs[7:11]
         layout: Layout = ctx.layout
-        mixed = _convolve(layout, x, *taps)
-        raw, dt, B, C = _steps(selection, dt_proj, dt_bias, layout)
-        steered = (d_gated.mul_(gate), mixed, dt, B, C)
-        d_mixed, d_dt, dB, dC, d_one = _scan_gradients(layout, False, *steered, *inputs[8:11])
+        d_out = d_out.contiguous()
+        dy, dz, d_out_proj = gate_linear_backward_op(d_out, y, z, out_proj, layout.backend)
+        mixed = _convolve(layout, half, *taps)
+        dt = select_steps_op(selection, dt_proj, dt_bias, layout.backend)
+        steered = (dy, mixed, dt, *_maps(selection, layout))
+        d_mixed, d_dt, dB, dC, d_one = _scan_gradients(layout, False, *steered, *inputs[11:14])
         d_other: Sequence[Gradient] = (None, None, None)
-        if inputs[11] is not None:
-            again = _scan_gradients(layout, True, *steered, *inputs[11:14])
+        if inputs[14] is not None:
+            again = _scan_gradients(layout, True, *steered, *inputs[14:17])
             for sum_, more in zip((d_mixed, d_dt, dB, dC), again[:4], strict=True):
                 sum_ += more
             d_other = again[4]
-        d_raw = torch.ops.aten.softplus_backward(d_dt.to(raw.dtype), raw, 1.0, 20.0)
-        d_dt_proj = weight_gradient(wanted[5], d_raw, selection[..., : layout.rank])
-        d_selection = torch.cat([d_raw @ dt_proj, dB.to(raw.dtype), dC.to(raw.dtype)], -1)
-        d_x_proj = weight_gradient(wanted[4], d_selection, mixed)
-        d_mixed = d_mixed.flatten(0, 1).addmm_(d_selection.flatten(0, 1), x_proj).view_as(d_mixed)
-        dx, *d_taps = _convolution_gradients(layout, d_mixed, x, *taps)
-        d_projections = (d_x_proj, d_dt_proj, d_raw.flatten(0, 1).sum(0), d_out_proj)
-        return torch.cat([dx, dz], -1), *d_taps, *d_projections, *d_one, *d_other, None
+        d_mixed, *d_select = select_backward_op(
+            d_mixed, d_dt, None, dB, dC, mixed, selection, x_proj, dt_proj, dt_bias, layout.backend
+        )
+        d_half, *d_taps = _convolution_gradients(layout, d_mixed, half, *taps)
+        d_half, dz = (_crop(v, x, layout) for v in (d_half, dz))
+        past = d_out if layout.residual else None
+        dx, *d_in = norm_project_backward_op(
+            d_half, dz, past, x.flatten(1, 4), gain, shift, in_proj, layout.eps, layout.backend
+        )
+        return dx.view(x.shape), *d_in, *d_taps, *d_select, d_out_proj, *d_one, *d_other, None
 
 
 def _mix(
-    xz, weight_EK, bias_E, before_KE, x_proj, dt_proj, dt_bias, out_proj, A, D, h0, A_back, D_back, h0_back, layout
-):
-    """Return the output, the selection (dt before its projection, B, C) and what the scans gave."""
-    x, z = xz.chunk(2, -1)
-    mixed = _convolve(layout, x, weight_EK, bias_E, before_KE)
-    selection = F.linear(mixed, x_proj)
-    _, dt, B, C = _steps(selection, dt_proj, dt_bias, layout)
+    x, gain, shift, in_proj, weight_EK, bias_E, before_KE, x_proj, dt_proj, dt_bias, out_proj, A, D, h0, A_back, D_back,
+    h0_back, layout
+):  # fmt: skip
+    """Return the output, then what the backward pass needs: both halves, the selection and what the scans gave."""
+    tokens = x.flatten(1, 4)
+    halves = norm_project_op(tokens, gain, shift, in_proj, layout.eps, layout.backend)
+    half, z = (_pad(v, x, layout) for v in halves)
+    mixed = _convolve(layout, half, weight_EK, bias_E, before_KE)
+    dt, selection = select_op(mixed, x_proj, dt_proj, dt_bias, layout.backend)
+    B, C = _maps(selection, layout)
     y = scan(mixed, dt, A, B, C, D, layout.windows, h0, False, layout.backend)
     if A_back is not None:
         y = y + scan(mixed, dt, A_back, B, C, D_back, layout.windows, h0_back, True, layout.backend)
-    return F.linear(y * F.silu(z), out_proj), selection, y
+    out = gate_linear_op(y, z, out_proj, tokens if layout.residual else None, layout.backend)
+    return out, half, z, selection, y
 
 
 def _mix_alone(*inputs: Any) -> Tensor:
     return _mix(*inputs)[0]
 
 
+def _maps(selection: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    """Return B and C `[B, N, S]`, as they lie in the selection."""
+    return selection.split([layout.rank, layout.states, layout.states], dim=-1)[1:]
+
+
+def _pad(v_BNE: Tensor, x_BDHWTC: Tensor, layout: Layout) -> Tensor:
+    """Zeros at the far ends of a grid, up to that of the windows."""
+    have = x_BDHWTC.shape[1:5]
+    d, h, w, t = (n - m for n, m in zip(layout.windows.grid, have, strict=True))
+    if not (d or h or w or t):
+        return v_BNE
+    return F.pad(v_BNE.unflatten(1, have), (0, 0, 0, t, 0, w, 0, h, 0, d)).flatten(1, 4)
+
+
+def _crop(v_BNE: Tensor, x_BDHWTC: Tensor, layout: Layout) -> Tensor:
+    """The other way."""
+    d, h, w, t = x_BDHWTC.shape[1:5]
+    if (d, h, w, t) == layout.windows.grid:
+        return v_BNE
+    return v_BNE.unflatten(1, layout.windows.grid)[:, :d, :h, :w, :t].flatten(1, 4)
+
+
 def _convolve(layout: Layout, x: Tensor, weight_EK: Tensor, bias_E: Tensor, before_KE: Tensor | None) -> Tensor:
     return conv_silu(x, weight_EK, bias_E, layout.windows, before_KE, layout.backend)
-
-
-def _steps(
-    selection: Tensor, dt_proj: Tensor, dt_bias: Tensor, layout: Layout
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return step sizes before and after softplus `[B, N, E]`, B and C `[B, N, S]`."""
-    low, B, C = selection.split([layout.rank, layout.states, layout.states], dim=-1)
-    raw = F.linear(low, dt_proj, dt_bias)
-    return raw, F.softplus(raw), B, C
 
 
 def _scan_gradients(layout: Layout, reverse: bool, dy, x, dt, B, C, A, D, h0):
@@ -288,8 +257,3 @@ def norm_gradients(du: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, gain: Tens
     """Return the gradients of a norm's input, gain and shift."""
     shape = list(x.shape[-1:])
     return torch.ops.aten.native_layer_norm_backward(du, x, shape, mean, rstd, gain, shift, [True, True, True])
-
-
-def _pad(u_BDHWTC: Tensor, padded: Grid4) -> Tensor:
-    d, h, w, t = (n - have for n, have in zip(padded, u_BDHWTC.shape[1:5], strict=True))
-    return F.pad(u_BDHWTC, (0, 0, 0, t, 0, w, 0, h, 0, d))

@@ -1,7 +1,7 @@
 """The Mamba-1 mixer of a block, run over shifted windows of a token grid that stays in natural order.
 
-In: in-projected tokens `[B, N, 2E]` of the padded grid, out: `[B, N, C]`. Windows are pure index arithmetic inside
-the kernels, so nothing is rolled, partitioned or reversed here (Gu and Dao 2023, Mamba, section 3.4 and figure 3).
+In: tokens `[B, D, H, W, T, C]`, out: `[B, N, C]` of the padded grid. Windows are pure index arithmetic inside the
+kernels, so nothing is rolled, partitioned or reversed here (Gu and Dao 2023, Mamba, section 3.4 and figure 3).
 Shape suffixes: B clips, N tokens, C width, E inner width, S states, K convolution taps, R rank of dt, P prompt tokens.
 """
 
@@ -21,7 +21,7 @@ Selected = tuple[Tensor, Tensor, Tensor]
 
 
 class Mixer(nn.Module):
-    """Causal depthwise convolution, selective scan, gate, projection; and the weights of the in-projection.
+    """In-projection of normalised tokens, causal depthwise convolution, selective scan, gate, projection.
 
     With `prompt_len` > 0, learnable tokens stand before every window: they are the same for all windows, so they
     are scanned once and enter each window as the state it starts from. A bidirectional mixer adds a scan from the
@@ -47,15 +47,16 @@ class Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, width, bias=False)
         self.prompt = nn.Parameter(torch.zeros(prompt_len, width)) if prompt_len else None
 
-    def forward(self, xz_BNE: Tensor, windows: Windows) -> Tensor:
-        """Return mixed tokens `[B, N, C]`, without the residual, of in-projected ones `[B, N, 2E]`."""
+    def forward(self, x_BDHWTC: Tensor, norm: nn.LayerNorm, windows: Windows, residual: bool) -> Tensor:
+        """Return mixed tokens `[B, N, C]`, N of the grid of the windows; with `residual`, x added to them."""
         before_KE, prompts = self._prompts()
-        taps = (self.conv_weight, self.conv_bias, None if before_KE is None else before_KE.to(xz_BNE.dtype))
-        projections = (self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias, self.out_proj.weight)
+        taps = (self.conv_weight, self.conv_bias, None if before_KE is None else before_KE.to(x_BDHWTC.dtype))
+        inward = (self.in_proj.weight, self.x_proj.weight, self.dt_proj.weight, self.dt_proj.bias)
         scans = [_scan(self.A_log, self.D, prompts)]
         if self.A_log_reverse is not None and self.D_reverse is not None:
             scans.append(_scan(self.A_log_reverse, self.D_reverse, prompts))
-        return mix(xz_BNE, taps, projections, scans, Layout(windows, self.rank, self.states, self.backend))
+        layout = Layout(windows, self.rank, self.states, self.backend, norm.eps, residual)
+        return mix(x_BDHWTC, norm, taps, (*inward, self.out_proj.weight), scans, layout)
 
     def _select(self, x: Tensor) -> Selected:
         dt, B, C = self.x_proj(x).split([self.rank, self.states, self.states], dim=-1)

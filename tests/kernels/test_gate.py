@@ -45,8 +45,17 @@ def test_gate_in_bfloat16_keeps_dtypes():
     assert ((out.double() - exact).norm() / exact.norm()).item() < 1e-2
 
 
+def test_what_the_branch_is_added_to_gets_its_gradient():
+    y, z, weight = leaves(SMALL, torch.float64)
+    past = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(gate_linear(y, z, weight, past), past + gate_linear(y, z, weight))
+    assert torch.autograd.gradcheck(gate_linear, (y, z, weight, past))
+
+
 def test_gate_passes_opcheck():
-    torch.library.opcheck(gate_linear_op, (*leaves(SMALL, torch.float32), "auto"))
+    inputs = leaves(SMALL, torch.float32)
+    torch.library.opcheck(gate_linear_op, (*inputs, None, "auto"))
+    torch.library.opcheck(gate_linear_op, (*inputs, torch.randn(2, 3, 4, requires_grad=True), "auto"))
 
 
 def test_wrong_gate_is_named():
@@ -55,3 +64,5 @@ def test_wrong_gate_is_named():
         gate_linear(y, z[:, 1:], weight)
     with pytest.raises(ValueError, match=r"weight is \(6, 4\): expected \(C, 6\)"):
         gate_linear(y, z, weight.t())
+    with pytest.raises(ValueError, match=r"past is \(2, 3, 6\): expected \(2, 3, 4\)"):
+        gate_linear(y, z, weight, y)

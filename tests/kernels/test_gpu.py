@@ -29,8 +29,12 @@ from fmri_scale.kernels.loss import masked_loss
 from fmri_scale.kernels.mask import unit_mask
 from fmri_scale.kernels.mlp import cases as mlp_cases
 from fmri_scale.kernels.mlp import norm_mlp
+from fmri_scale.kernels.project import cases as project_cases
+from fmri_scale.kernels.project import norm_project
 from fmri_scale.kernels.scan import cases as scan_cases
 from fmri_scale.kernels.scan import scan
+from fmri_scale.kernels.select import cases as select_cases
+from fmri_scale.kernels.select import select
 from fmri_scale.kernels.strd import cases as strd_cases
 from fmri_scale.kernels.strd import scores
 
@@ -42,6 +46,8 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 SMALL = {
     "scan": scan_cases.random_cases(6, 1),
     "conv": [case for case in conv_cases.random_cases(8, 1) if case.taps <= 4],
+    "project": project_cases.random_cases(6, 1),
+    "select": select_cases.random_cases(6, 1),
     "gate": gate_cases.random_cases(6, 1),
     "mlp": mlp_cases.random_cases(6, 1),
     "embed": clip_cases.random_cases(6, 1),
@@ -50,6 +56,8 @@ SMALL = {
 STAGE = {
     "scan": scan_cases.stage_cases(1),
     "conv": conv_cases.stage_cases(1),
+    "project": project_cases.stage_cases(1),
+    "select": select_cases.stage_cases(1),
     "gate": gate_cases.stage_cases(1),
     "mlp": mlp_cases.stage_cases(1),
     "embed": [dataclasses.replace(clip_cases.base_case(2), image=(48, 48, 48))],
@@ -60,6 +68,8 @@ FIRST = [(name, STAGE[name][0]) for name in STAGE]
 MAKE = {
     "scan": scan_cases.make_inputs,
     "conv": conv_cases.make_inputs,
+    "project": project_cases.make_inputs,
+    "select": select_cases.make_inputs,
     "gate": gate_cases.make_inputs,
     "mlp": mlp_cases.make_inputs,
     "embed": clip_cases.make_parameters,
@@ -80,6 +90,8 @@ def forward(name, case, inputs):
         return scan(*values[:6], case.windows, values[6], case.reverse)
     if name == "conv":
         return conv_silu(*values[:3], case.windows, values[3])
+    if name in ("project", "select"):
+        return torch.cat({"project": norm_project, "select": select}[name](*values), -1)
     if name == "gate":
         return gate_linear(*values)
     if name == "mlp":
@@ -133,7 +145,7 @@ def test_redundancy_scores_equal_the_cpu(case):
     torch.testing.assert_close(found.cpu().double(), scores(h.double(), window, l_spat, l_temp), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["scan", "conv", "gate", "mlp"])
+@pytest.mark.parametrize("name", ["scan", "conv", "project", "select", "gate", "mlp"])
 def test_forward_and_backward_replay_in_a_cuda_graph(name):
     case = STAGE[name][1]
     inputs = inputs_of(name, case, torch.bfloat16, "cuda")

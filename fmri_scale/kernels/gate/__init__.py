@@ -10,8 +10,8 @@ from fmri_scale.kernels.gate.op import gate_linear_op
 __all__ = ["gate_linear"]
 
 
-def gate_linear(y: Tensor, z: Tensor, weight_CE: Tensor, backend: str = "auto") -> Tensor:
-    """Return `(y * silu(z)) @ weight.T`.
+def gate_linear(y: Tensor, z: Tensor, weight_CE: Tensor, past: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """Return `(y * silu(z)) @ weight.T`, or `past +` that.
 
     Parameters
     ----------
@@ -21,13 +21,15 @@ def gate_linear(y: Tensor, z: Tensor, weight_CE: Tensor, backend: str = "auto") 
         The gate, of the same shape and dtype; may be a slice of a wider tensor.
     weight_CE : Tensor
         `(C, E)` in the dtype of y.
+    past : Tensor, optional
+        The tokens that the branch is added to, `(..., C)` in the dtype of y.
     backend : str
         `auto`, `torch` or `triton`; the Triton kernels take up to 128 channels out, wider ones run in torch there too.
 
     Returns
     -------
     Tensor
-        `(..., C)` in the dtype of y. Gradients flow to the three tensors; the product is made again for them.
+        `(..., C)` in the dtype of y. Gradients flow to every tensor; the product is made again for them.
 
     Raises
     ------
@@ -38,4 +40,6 @@ def gate_linear(y: Tensor, z: Tensor, weight_CE: Tensor, backend: str = "auto") 
         raise ValueError(f"z is {tuple(z.shape)}: expected {tuple(y.shape)}")
     if weight_CE.ndim != 2 or weight_CE.shape[1] != y.shape[-1]:
         raise ValueError(f"weight is {tuple(weight_CE.shape)}: expected (C, {y.shape[-1]})")
-    return gate_linear_op(y, z, weight_CE, backend)
+    if past is not None and tuple(past.shape) != (*y.shape[:-1], weight_CE.shape[0]):
+        raise ValueError(f"past is {tuple(past.shape)}: expected {(*y.shape[:-1], weight_CE.shape[0])}")
+    return gate_linear_op(y, z, weight_CE, past, backend)

@@ -8,9 +8,9 @@ from fmri_scale.kernels.backends import implementation
 
 
 @torch.library.custom_op("fmri_scale::gate_linear", mutates_args=())
-def gate_linear_op(y: Tensor, z: Tensor, weight: Tensor, backend: str) -> Tensor:
+def gate_linear_op(y: Tensor, z: Tensor, weight: Tensor, past: Tensor | None, backend: str) -> Tensor:
     """Run the forward pass on the backend that fits the device."""
-    return implementation("gate", backend, y.device).forward(y, z, weight).contiguous()
+    return implementation("gate", backend, y.device).forward(y, z, weight, past).contiguous()
 
 
 @torch.library.custom_op("fmri_scale::gate_linear_backward", mutates_args=())
@@ -22,7 +22,7 @@ def gate_linear_backward_op(
 
 
 @gate_linear_op.register_fake
-def _(y, z, weight, backend):
+def _(y, z, weight, past, backend):
     return y.new_empty(*y.shape[:-1], weight.shape[0])
 
 
@@ -32,12 +32,14 @@ def _(d_out, y, z, weight, backend):
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    y, z, weight, past, ctx.backend = inputs
+    ctx.has_past = past is not None
+    ctx.save_for_backward(y, z, weight)
 
 
 def _differentiate(ctx, d_out):
-    return *gate_linear_backward_op(d_out.contiguous(), *ctx.saved_tensors, ctx.backend), None
+    grads = gate_linear_backward_op(d_out.contiguous(), *ctx.saved_tensors, ctx.backend)
+    return *grads, d_out if ctx.has_past else None, None
 
 
 gate_linear_op.register_autograd(_differentiate, setup_context=_save)

@@ -6,9 +6,10 @@ from torch.nn import functional as F
 from fmri_scale.kernels.autodiff import gradients
 
 
-def forward(y: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+def forward(y: Tensor, z: Tensor, weight: Tensor, past: Tensor | None = None) -> Tensor:
     """Arguments as `fmri_scale.kernels.gate.gate_linear`."""
-    return F.linear(y * F.silu(z), weight)
+    out = F.linear(y * F.silu(z), weight)
+    return out if past is None else out + past
 
 
 def backward(d_out: Tensor, y: Tensor, z: Tensor, weight: Tensor) -> tuple[Tensor, ...]:

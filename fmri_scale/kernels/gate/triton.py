@@ -28,8 +28,10 @@ def gate_kernel(
     y_ptr,
     z_ptr,
     weight_ptr,
+    past_ptr,
     out_ptr,
     rows,
+    PAST: tl.constexpr,
     ROW: tl.constexpr,
     E: tl.constexpr,
     C: tl.constexpr,
@@ -37,7 +39,7 @@ def gate_kernel(
     INNER: tl.constexpr,
     TOKENS: tl.constexpr,
 ):
-    """out of TOKENS rows; ROW is the row stride of z."""
+    """out of TOKENS rows, added to `past` with PAST; ROW is the row stride of z."""
     c = tl.arange(0, CHANNELS)
     row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     sums = tl.zeros([TOKENS, CHANNELS], tl.float32)
@@ -47,6 +49,8 @@ def gate_kernel(
         weight = _weight(weight_ptr, e, c, E, C)
         sums = tl.dot((y * gate).to(weight.dtype), weight, sums, input_precision="ieee")
     wide = (row < rows)[:, None] & (c < C)[None, :]
+    if PAST:
+        sums += tl.load(past_ptr + row[:, None] * C + c[None, :], mask=wide, other=0.0).to(tl.float32)
     tl.store(out_ptr + row[:, None] * C + c[None, :], sums.to(out_ptr.dtype.element_ty), mask=wide)
 
 
@@ -126,16 +130,18 @@ def _weight(weight_ptr, e, c, E: tl.constexpr, C: tl.constexpr):
     return tl.load(weight_ptr + c[None, :] * E + e[:, None], mask=(e < E)[:, None] & (c < C)[None, :], other=0.0)
 
 
-def forward(y, z, weight) -> torch.Tensor:
+def forward(y, z, weight, past=None) -> torch.Tensor:
     """Return tokens (..., C), contiguous; arguments as `fmri_scale.kernels.gate.gate_linear`."""
     refuse_float64(y)
     if _by_torch(y, weight):
-        return cpu.forward(y, z, weight)
+        return cpu.forward(y, z, weight, past)
     y, z, weight = y.contiguous(), _rows(z), weight.contiguous()
     out = torch.empty(*y.shape[:-1], weight.shape[0], dtype=y.dtype, device=y.device)
     rows, constants = y.numel() // y.shape[-1], _constants(y, z, weight)
     grid = (triton.cdiv(rows, constants["TOKENS"]),)
-    launch(gate_kernel, grid, y.device, y, z, weight, out, rows, **constants, num_warps=4)
+    added = y if past is None else past.contiguous()
+    inputs = (y, z, weight, added, out, rows)
+    launch(gate_kernel, grid, y.device, *inputs, PAST=past is not None, **constants, num_warps=4)
     return out
 
 

@@ -19,6 +19,7 @@ from fmri_scale.kernels import tuning
 from fmri_scale.kernels.clips_jit import refuse_float64
 from fmri_scale.kernels.jit import LOG2_E, launch
 from fmri_scale.kernels.mlp import cpu
+from fmri_scale.kernels.norm_jit import norm_gradient, normalise, places
 
 WIDEST = {torch.float32: 64, torch.bfloat16: 128}
 "Channels at most: products in float32 need registers for their operands."
@@ -52,9 +53,9 @@ def mlp_kernel(
 ):
     """y of TOKENS rows."""
     c = tl.arange(0, CHANNELS)
-    place, ok = _places(tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), c, rows, C)
+    place, ok = places(tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), c, rows, C)
     x = tl.load(x_ptr + place, mask=ok, other=0.0)
-    u, _plain, _rstd = _norm(x, gain_ptr, shift_ptr, c, EPS, C)
+    u, _plain, _rstd = normalise(x, gain_ptr, shift_ptr, c, EPS, C)
     sums = tl.zeros([TOKENS, CHANNELS], tl.float32)
     for first in range(0, H, HIDDEN):
         h = first + tl.arange(0, HIDDEN)
@@ -90,10 +91,10 @@ def mlp_input_kernel(
 ):
     """dx of TOKENS rows, and their share of the norm's gradients, (programs, C)."""
     c = tl.arange(0, CHANNELS)
-    place, ok = _places(tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), c, rows, C)
+    place, ok = places(tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS), c, rows, C)
     x = tl.load(x_ptr + place, mask=ok, other=0.0)
     dy = tl.load(dy_ptr + place, mask=ok, other=0.0)
-    u, plain, rstd = _norm(x, gain_ptr, shift_ptr, c, EPS, C)
+    u, plain, rstd = normalise(x, gain_ptr, shift_ptr, c, EPS, C)
     du = tl.zeros([TOKENS, CHANNELS], tl.float32)
     for first in range(0, H, HIDDEN):
         h = first + tl.arange(0, HIDDEN)
@@ -105,9 +106,7 @@ def mlp_input_kernel(
     share = tl.program_id(0) * C + c
     tl.store(dgain_ptr + share, tl.sum(du * plain, 0), mask=c < C)
     tl.store(dshift_ptr + share, tl.sum(du, 0), mask=c < C)
-    scaled = du * tl.load(gain_ptr + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
-    along = tl.sum(scaled * plain, 1) / C
-    dx = (scaled - (tl.sum(scaled, 1) / C)[:, None] - plain * along[:, None]) * rstd[:, None]
+    dx = norm_gradient(du, plain, rstd, gain_ptr, c, C)
     if RESIDUAL:
         dx += dy.to(tl.float32)
     tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=ok)
@@ -143,10 +142,10 @@ def mlp_weight_kernel(
     dup_bias = tl.zeros([HIDDEN], tl.float32)
     ddown_bias = tl.zeros([CHANNELS], tl.float32)
     for first in range(tl.program_id(0) * TOKENS, rows, tl.num_programs(0) * TOKENS):
-        place, ok = _places((first + tl.arange(0, TOKENS)).to(tl.int64), c, rows, C)
+        place, ok = places((first + tl.arange(0, TOKENS)).to(tl.int64), c, rows, C)
         x = tl.load(x_ptr + place, mask=ok, other=0.0)
         dy = tl.load(dy_ptr + place, mask=ok, other=0.0)
-        u, _plain, _rstd = _norm(x, gain_ptr, shift_ptr, c, EPS, C)
+        u, _plain, _rstd = normalise(x, gain_ptr, shift_ptr, c, EPS, C)
         value, down = _hidden(u, up_ptr, up_bias_ptr, down_ptr, h, c, C, H)
         gelu, slope = _gelu(value)
         dvalue = tl.dot(dy, down, input_precision="ieee") * slope
@@ -162,25 +161,6 @@ def mlp_weight_kernel(
     tl.store(dup_bias_ptr + share * H + h, dup_bias, mask=h < H)
     if tl.program_id(1) == 0:
         tl.store(ddown_bias_ptr + share * C + c, ddown_bias, mask=c < C)
-
-
-@triton.jit
-def _places(row, c, rows, C: tl.constexpr):
-    """Places of tokens' channels, and which there are."""
-    return row[:, None] * C + c[None, :], (row < rows)[:, None] & (c < C)[None, :]
-
-
-@triton.jit
-def _norm(x, gain_ptr, shift_ptr, c, EPS: tl.constexpr, C: tl.constexpr):
-    """Normalised tokens in the dtype of x (0 behind C), the same before gain and shift in float32, and 1 / sd."""
-    inside = (c < C)[None, :]
-    gain = tl.load(gain_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    shift = tl.load(shift_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    value = x.to(tl.float32)
-    centred = tl.where(inside, value - (tl.sum(value, 1) / C)[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / C + EPS)
-    plain = centred * rstd[:, None]
-    return (plain * gain[None, :] + shift[None, :]).to(x.dtype), plain, rstd
 
 
 @triton.jit

@@ -16,7 +16,8 @@ def test_outputs_and_gradients(case, monkeypatch):
     values = cases.make_inputs(case, torch.float32)
     inputs = [v.detach().requires_grad_() for v in values.values()]
     exact = [v.double().requires_grad_() for v in values.values()]
-    out, out_ref = gate_linear(*inputs, backend="triton"), reference.forward(*exact)
+    past = torch.randn(case.batch, case.tokens, case.width)
+    out, out_ref = gate_linear(*inputs, past, backend="triton"), reference.forward(*exact, past.double())
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     assert distance(out, out_ref) < 1e-6
     grads = torch.autograd.grad(out, inputs, upstream)
