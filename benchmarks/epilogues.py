@@ -1,11 +1,12 @@
-"""Which epilogues of a block are worth a kernel of their own: eager torch, torch.compile and one kernel, by numbers.
+"""Which parts of a block are worth a kernel of their own: eager torch, torch.compile and our kernels, by numbers.
 
 python benchmarks/epilogues.py [--device H200] [--batch 8]
 
-A model, not a measurement: for each way to run gate + out-projection + residual and norm + MLP + residual, forward and
-backward, the kernels it takes, the bytes it moves and the time at a device's full rates and at the rates that good
-kernels reach (`passes.REACHED`). As a check of what torch.compile fuses, the same formulas go through Inductor here
-and its kernels are counted (`--no-inductor` leaves that out). Writes benchmarks/results/epilogues_DEVICE.json and .md.
+A model, not a measurement: for each way to run norm + in-projection, selection, gate + out-projection + residual and
+norm + MLP + residual, forward and backward, the kernels it takes, the bytes it moves and the time at a device's full
+rates and at the rates that good kernels reach (`passes.REACHED`). As a check of what torch.compile fuses, the formulas
+of the last two go through Inductor here and its kernels are counted (`--no-inductor` leaves that out).
+Writes benchmarks/results/epilogues_DEVICE.json and .md.
 """
 
 import argparse
@@ -16,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from passes import gate_passes, mlp_passes, step_passes  # beside this file
+from passes import gate_passes, mlp_passes, project_passes, select_passes, step_passes  # beside this file
 from torch.nn import functional as F
 
 from fmri_scale.kernels import roofline
 from fmri_scale.kernels.cases import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PLANS = {"gate": gate_passes, "mlp": mlp_passes}
-WAYS = ("eager", "inductor", "kernel")
+PLANS = {"project": project_passes, "select": select_passes, "gate": gate_passes, "mlp": mlp_passes}
+WAYS = {"project": ("eager", "kernel"), "select": ("eager", "kernel")}
+WAYS |= dict.fromkeys(("gate", "mlp"), ("eager", "inductor", "kernel"))
 
 
 def main() -> None:
@@ -38,9 +40,11 @@ def main() -> None:
     device = roofline.DEVICES[args.device]
     record: dict[str, Any] = {"command": " ".join(["python benchmarks/epilogues.py", *sys.argv[1:]])}
     record |= {"date": date.today().isoformat(), "torch": torch.__version__, "device": device.name, "batch": args.batch}
-    record["rows"] = [row(name, way, stage, args.batch, device) for name in PLANS for stage in STAGES for way in WAYS]
-    record["steps"] = [step(fused, args.batch, device) for fused in combinations()]
-    record["inductor_kernels"] = {} if args.no_inductor else {name: inductor_kernels(name) for name in PLANS}
+    record["rows"] = [
+        row(name, way, stage, args.batch, device) for name in PLANS for stage in STAGES for way in WAYS[name]
+    ]
+    record["steps"] = [step(ways, args.batch, device) for ways in combinations()]
+    record["inductor_kernels"] = {} if args.no_inductor else {name: inductor_kernels(name) for name in ("gate", "mlp")}
     args.out.mkdir(parents=True, exist_ok=True)
     stem = args.out / f"epilogues_{device.name}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -59,21 +63,20 @@ def row(name: str, way: str, stage: Any, batch: int, device: roofline.Device) ->
 
 
 def combinations() -> list[dict[str, str]]:
-    """Ways to run the epilogues of all blocks of a step."""
+    """Ways to run the parts of all blocks of a step, from plain torch to as it runs today."""
+    parts = ("mlp", "gate", "select", "project")
     return [
-        {},
-        {"gate": "inductor", "mlp": "inductor"},
-        {"gate": "kernel"},
-        {"mlp": "kernel"},
-        {"gate": "kernel", "mlp": "kernel"},
+        dict.fromkeys(parts, "eager"),
+        {"project": "eager", "select": "eager", "gate": "inductor", "mlp": "inductor"},
+        *({part: "kernel" if i < count else "eager" for i, part in enumerate(parts)} for count in (1, 2, 3, 4)),
     ]
 
 
-def step(fused: dict[str, str], batch: int, device: roofline.Device) -> dict[str, Any]:
+def step(ways: dict[str, str], batch: int, device: roofline.Device) -> dict[str, Any]:
     """Predicted time of the whole step."""
-    parts = list(step_passes(batch, device.arch, fused))
+    parts = list(step_passes(batch, device.arch, ways))
     seconds = sum(times * sum(p.seconds(device, reached=True) for p in passes) for _, times, passes in parts)
-    return {"fused": fused, "reached_us": seconds * 1e6, "kernels": sum(n * len(p) for _, n, p in parts)}
+    return {"ways": ways, "reached_us": seconds * 1e6, "kernels": sum(n * len(p) for _, n, p in parts)}
 
 
 def inductor_kernels(name: str) -> dict[str, int]:
@@ -112,7 +115,7 @@ def inductor_kernels(name: str) -> dict[str, int]:
 def report(record: dict[str, Any]) -> str:
     """The rows as Markdown."""
     lines = [
-        f"# Epilogues of a block: a prediction for {record['device']}",
+        f"# Parts of a block: a prediction for {record['device']}",
         "",
         f"`{record['command']}`, {record['date']}, torch {record['torch']}; {record['batch']} clips, bf16. No figure "
         "here was measured on a GPU: times follow from bytes, products and instructions (benchmarks/passes.py), at the "
@@ -120,7 +123,7 @@ def report(record: dict[str, Any]) -> str:
         "",
         "One block, forward and backward:",
         "",
-        "| epilogue | stage | how | kernels | MB | us at full rates | us at reached rates |",
+        "| part | stage | how | kernels | MB | us at full rates | us at reached rates |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in record["rows"]:
@@ -128,10 +131,10 @@ def report(record: dict[str, Any]) -> str:
             f"| {r['epilogue']} | {r['stage']} | {r['way']} | {r['kernels']} | {r['mbytes']:.1f} | "
             f"{r['full_us']:.1f} | {r['reached_us']:.1f} |"
         )
-    lines += ["", "The whole step (at reached rates; the rest as the code runs today):", ""]
-    lines += ["| fused | kernels | us | us a clip |", "|---|---|---|---|"]
+    lines += ["", "The whole step (at reached rates); the last line is how the code runs:", ""]
+    lines += ["| how | kernels | us | us a clip |", "|---|---|---|---|"]
     for s in record["steps"]:
-        name = ", ".join(f"{k}: {v}" for k, v in s["fused"].items()) or "nothing"
+        name = ", ".join(f"{k}: {v}" for k, v in s["ways"].items())
         lines.append(f"| {name} | {s['kernels']} | {s['reached_us']:.0f} | {s['reached_us'] / record['batch']:.0f} |")
     if record["inductor_kernels"]:
         found = "; ".join(
@@ -141,9 +144,9 @@ def report(record: dict[str, Any]) -> str:
         lines += ["", f"What Inductor makes of them, forward and backward, on this CPU: {found}."]
     lines += [
         "",
-        "Built for that: fmri_scale/kernels/gate and fmri_scale/kernels/mlp, for up to 128 channels (the first two "
-        "stages, nine tenths of the work); wider tokens gain nothing there, their large products are near the floor. "
-        "Not built: merging and expanding by gather, whose copies are 3 % of the bytes of a step.",
+        "Kernels run on tokens of up to 128 channels (the first two stages, nine tenths of the work), select on all; "
+        "wider tokens run in torch, whose large products are near the floor. Not built: merging and expanding by "
+        "gather, whose copies are 3 % of the bytes of a step.",
     ]
     return "\n".join(lines) + "\n"
 

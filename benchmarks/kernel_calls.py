@@ -29,15 +29,21 @@ from fmri_scale.kernels.mask import unit_mask
 from fmri_scale.kernels.mlp import cases as mlp_cases
 from fmri_scale.kernels.mlp import norm_mlp
 from fmri_scale.kernels.mlp import reference as mlp_reference
+from fmri_scale.kernels.project import cases as project_cases
+from fmri_scale.kernels.project import norm_project
+from fmri_scale.kernels.project import reference as project_reference
 from fmri_scale.kernels.scan import cases as scan_cases
 from fmri_scale.kernels.scan import reference as scan_reference
 from fmri_scale.kernels.scan import scan
+from fmri_scale.kernels.select import cases as select_cases
+from fmri_scale.kernels.select import reference as select_reference
+from fmri_scale.kernels.select import select
 from fmri_scale.kernels.strd import cases as strd_cases
 from fmri_scale.kernels.strd import reference as strd_reference
 from fmri_scale.kernels.strd import scores
 from fmri_scale.kernels.windows import Windows
 
-OPERATIONS = ("scan", "conv", "gate", "mlp", "mask", "embed", "loss", "strd")
+OPERATIONS = ("scan", "conv", "project", "select", "gate", "mlp", "mask", "embed", "loss", "strd")
 SMALL = Windows((2, 2, 1, 4), (1, 1, 1, 4), (0, 1, 0, 0))
 "Windows of a smoke test."
 COMPILED_STEPS = 32
@@ -66,6 +72,8 @@ def rows_of(op: str, batch: int, small: bool) -> Iterator[Row]:
     make = {
         "scan": _scan,
         "conv": _conv,
+        "project": _project,
+        "select": _select,
         "gate": _gate,
         "mlp": _mlp,
         "mask": _mask,
@@ -131,6 +139,40 @@ def _conv_calls(case: conv_cases.ConvCase, direction: str) -> Named:
         yield _timed("eager", direction, lambda: conv_reference.forward(*low, case.windows), low)
         made = compiled(conv_reference.forward)
         yield _timed("compiled", direction, lambda: made(*low, case.windows), low)
+
+
+def _project(batch: int, small: bool) -> Iterator[Row]:
+    cases = [project_cases.ProjectCase(batch, 9, 8, 16)] if small else project_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            calls, tokens = _bound(_project_calls, case, direction), batch * case.tokens
+            yield Row("project", direction, f"s{number}", batch, tokens, roofline.project_work(case, direction), calls)
+
+
+def _project_calls(case: project_cases.ProjectCase, direction: str) -> Named:
+    inputs = _leaves(project_cases.make_inputs(case, torch.bfloat16).values())
+    yield _timed("ours", direction, lambda: norm_project(*inputs, backend=ours()), inputs)
+    if case.batch == 1:
+        yield _timed("eager", direction, lambda: project_reference.forward(*inputs, 1e-5), inputs)
+        made = compiled(project_reference.forward)
+        yield _timed("compiled", direction, lambda: made(*inputs, 1e-5), inputs)
+
+
+def _select(batch: int, small: bool) -> Iterator[Row]:
+    cases = [select_cases.SelectCase(batch, 9, 16, 2)] if small else select_cases.stage_cases(batch)
+    for number, case in enumerate(cases, 1):
+        for direction in ("forward", "backward"):
+            calls, tokens = _bound(_select_calls, case, direction), batch * case.tokens
+            yield Row("select", direction, f"s{number}", batch, tokens, roofline.select_work(case, direction), calls)
+
+
+def _select_calls(case: select_cases.SelectCase, direction: str) -> Named:
+    inputs = _leaves(select_cases.make_inputs(case, torch.bfloat16).values())
+    yield _timed("ours", direction, lambda: select(*inputs, backend=ours()), inputs)
+    if case.batch == 1:
+        yield _timed("eager", direction, lambda: select_reference.forward(*inputs), inputs)
+        made = compiled(select_reference.forward)
+        yield _timed("compiled", direction, lambda: made(*inputs), inputs)
 
 
 def _gate(batch: int, small: bool) -> Iterator[Row]:
@@ -262,12 +304,12 @@ def _strd_calls(case: strd_cases.Case, batch: int) -> Named:
         yield "compiled", lambda: made(h, window, l_spat, l_temp)
 
 
-def _timed(name: str, direction: str, call: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> tuple[str, Call]:
+def _timed(name: str, direction: str, call: Callable[[], Any], inputs: list[torch.Tensor]) -> tuple[str, Call]:
     """What to time of a call: itself, or its gradient alone."""
     if direction == "forward":
         return name, call
     y = call()
-    upstream = torch.randn_like(y)
+    upstream = tuple(map(torch.randn_like, y)) if isinstance(y, tuple) else torch.randn_like(y)
     return name, lambda: torch.autograd.grad(y, inputs, upstream, retain_graph=True)
 
 

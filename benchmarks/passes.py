@@ -2,8 +2,9 @@
 
 A pass is one kernel over all tokens of a stage: what it reads and writes (values a token), its products, and for our
 own kernels the warp instructions of the code as compiled (benchmarks/results/static.json). `block_passes` lists the
-passes of a block as the code runs today, or with one epilogue fused by torch.compile or by a kernel of its own. From
-these come the predicted times of `step.py` and the comparison of `epilogues.py`; both label them as predictions.
+passes of a block as the code runs today, or with parts of it in eager torch or torch.compile. From these come the
+predicted times of `step.py` and the comparison of `epilogues.py`; both label them as predictions. Sums of the shares
+that programs leave to each other, casts of weights and what the optimizer does are left out: below 3 % of the bytes.
 """
 
 import json
@@ -18,15 +19,33 @@ import torch
 from fmri_scale.kernels.cases import STAGES, Stage
 from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import base_case
+from fmri_scale.kernels.gate import triton as gate
 from fmri_scale.kernels.gate.cases import GateCase
+from fmri_scale.kernels.mlp import triton as mlp
 from fmri_scale.kernels.mlp.cases import MlpCase
-from fmri_scale.kernels.mlp.triton import WIDEST
-from fmri_scale.kernels.roofline import Device, Work, conv_work, embed_work, gate_work, loss_work, mlp_work, scan_work
+from fmri_scale.kernels.project import triton as project
+from fmri_scale.kernels.project.cases import ProjectCase
+from fmri_scale.kernels.roofline import (
+    Device,
+    Work,
+    conv_work,
+    embed_work,
+    gate_work,
+    loss_work,
+    mlp_work,
+    project_work,
+    scan_work,
+    select_work,
+)
 from fmri_scale.kernels.scan.cases import ScanCase
+from fmri_scale.kernels.select import triton as select
+from fmri_scale.kernels.select.cases import SelectCase
 
 STATIC = Path(__file__).resolve().parent / "results/static.json"
 BF16 = 2
 STATES = 16
+AS_IT_RUNS = dict.fromkeys(("project", "select", "gate", "mlp"), "kernel")
+"How each part of a block runs on a GPU; parts whose kernels do not take a stage's width run in torch there."
 LAUNCH_S = 4e-6
 "A kernel that torch launches takes the processor about so long; a step cannot be shorter than all of them."
 REACHED = {"bytes": 0.80, "flops": 0.35, "exps": 0.75, "slots": 0.75}
@@ -49,59 +68,84 @@ class Pass:
         return max(t / (REACHED[name] if reached else 1.0) for name, t in times.items())
 
 
-def block_passes(stage: Stage, batch: int, arch: str, fused: dict[str, str] | None = None) -> list[Pass]:
-    """Passes of one block; `fused` says of `gate` and `mlp` whether `inductor` or `kernel` runs them, not eager."""
-    fused = fused or {}
+def block_passes(stage: Stage, batch: int, arch: str, ways: dict[str, str] | None = None) -> list[Pass]:
+    """Passes of one block as the code runs; `ways` names parts that shall run otherwise (`eager`, `inductor`)."""
+    how = {**AS_IT_RUNS, **(ways or {})}
     return [
-        *mixer_passes(stage, batch, arch),
-        *gate_passes(stage, batch, fused.get("gate", "eager"), arch),
-        *mlp_passes(stage, batch, fused.get("mlp", "eager"), arch),
+        *project_passes(stage, batch, how["project"], arch),
+        *window_passes(stage, batch, arch),
+        *select_passes(stage, batch, how["select"], arch),
+        *gate_passes(stage, batch, how["gate"], arch),
+        *mlp_passes(stage, batch, how["mlp"], arch),
     ]
 
 
-def mixer_passes(stage: Stage, batch: int, arch: str) -> list[Pass]:
-    """From the first norm to the scan, and back; `models/lean.py` makes some of it again on the way back."""
-    C, tokens = stage.width, batch * stage.windows.num_tokens
-    E, R, M = 2 * C, -(-C // 16), -(-C // 16) + 2 * STATES
-
-    def of(name: str, direction: str, values: float, products: float = 0.0) -> Pass:
-        return Pass(name, direction, Work(values * BF16 * tokens, 2 * products * tokens))
-
-    forward = [
-        of("norm", "forward", 2 * C),
-        of("in-projection", "forward", C + 2 * E, 2 * C * E),
+def window_passes(stage: Stage, batch: int, arch: str) -> list[Pass]:
+    """Convolution and scan, in window order; the convolution is made again on the way back."""
+    return [
         *_own("conv", "forward", stage, batch, arch),
-        of("selection", "forward", E + M, E * M),
-        of("step projection", "forward", R + E, R * E),
-        of("softplus", "forward", 2 * E),
         *_own("scan", "forward", stage, batch, arch),
-    ]
-    backward = [
         *_own("conv", "forward", stage, batch, arch, "backward"),
-        of("step projection again", "backward", R + E, R * E),
-        of("softplus again", "backward", 2 * E),
         *_own("scan", "backward", stage, batch, arch),
-        of("softplus gradient", "backward", 3 * E),
-        of("step projection gradients", "backward", 2 * (E + R), 2 * R * E),
-        of("bias sums", "backward", E),
-        of("join selection", "backward", 2 * M),
-        of("selection gradients", "backward", 2 * M + 3 * E, 2 * E * M),
         *_own("conv", "backward", stage, batch, arch),
-        of("join halves", "backward", 4 * E),
-        of("norm again", "backward", 2 * C),
-        of("in-projection gradients", "backward", 2 * (2 * E + C), 4 * C * E),
-        of("norm gradient", "backward", 5 * C),
-        of("residual gradient", "backward", 3 * C),
     ]
-    return forward + backward
+
+
+def project_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
+    """Norm and in-projection; backward, the gradient that passes by is added."""
+    C, E = stage.width, 2 * stage.width
+    if how == "kernel" and project.WIDEST[torch.bfloat16] >= C:
+        return _own_kernels("project", stage, batch, arch)
+    plan = [
+        ("norm", "forward", 2 * C, 0, 0),
+        ("in-projection, a half", "forward", C + E, C * E, 0),
+        ("in-projection, the other", "forward", C + E, C * E, 0),
+        ("norm again", "backward", 2 * C, 0, 0),
+        ("weight gradient, a half", "backward", C + E, C * E, 0),
+        ("weight gradient, the other", "backward", C + E, C * E, 0),
+        ("in-projection gradient, a half", "backward", C + E, C * E, 0),
+        ("in-projection gradient, the other", "backward", 2 * C + E, C * E, 0),
+        ("norm gradient", "backward", 5 * C, 0, 0),
+        ("residual gradient", "backward", 3 * C, 0, 0),
+    ]
+    return _plan(plan, stage, batch)
+
+
+def select_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
+    """B, C and step sizes; step sizes are made again on the way back."""
+    E, R = 2 * stage.width, -(-stage.width // 16)
+    M = R + 2 * STATES
+    product = ("selection", "forward", E + M, E * M, 0)
+    if how == "kernel":
+        steps = _own_kernels("select", stage, batch, arch, "forward")
+        again = [Pass(f"{p.name} again", "backward", p.work) for p in steps]
+        return [
+            *_plan([product], stage, batch),
+            *steps,
+            *again,
+            *_own_kernels("select", stage, batch, arch, "backward"),
+        ]
+    plan = [
+        product,
+        ("step projection", "forward", R + E, R * E, 0),
+        ("softplus", "forward", 2 * E, 0, 0),
+        ("step projection again", "backward", R + E, R * E, 0),
+        ("softplus again", "backward", 2 * E, 0, 0),
+        ("step projection once more", "backward", R + E, R * E, 0),
+        ("softplus gradient", "backward", 3 * E, 0, 0),
+        ("step projection gradients", "backward", 2 * (E + R), 2 * R * E, 0),
+        ("bias sums", "backward", E, 0, 0),
+        ("join selection", "backward", 2 * M, 0, 0),
+        ("selection gradients", "backward", 2 * M + 3 * E, 2 * E * M, 0),
+    ]
+    return _plan(plan, stage, batch)
 
 
 def gate_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[Pass]:
     """y * silu(z), out-projection, residual."""
     C, E = stage.width, 2 * stage.width
-    if how == "kernel" and WIDEST[torch.bfloat16] >= C:
-        work = Work(3 * C * BF16 * batch * stage.windows.num_tokens)
-        return [*_own_epilogue("gate", stage, batch, arch), Pass("residual", "forward", work)]
+    if how == "kernel" and gate.WIDEST[torch.bfloat16] >= C:
+        return _own_kernels("gate", stage, batch, arch)
     plans = {
         "eager": [
             ("silu", "forward", 2 * E, 0, 0),
@@ -131,8 +175,8 @@ def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[
     The last number is how often a value is put through GELU or its derivative.
     """
     C, H = stage.width, 4 * stage.width
-    if how == "kernel" and WIDEST[torch.bfloat16] >= C:
-        return _own_epilogue("mlp", stage, batch, arch)
+    if how == "kernel" and mlp.WIDEST[torch.bfloat16] >= C:
+        return _own_kernels("mlp", stage, batch, arch)
     plans = {
         "eager": [
             ("norm", "forward", 2 * C, 0, 0),
@@ -179,10 +223,10 @@ def voxel_passes(batch: int, arch: str) -> list[Pass]:
     return [*found, Pass("loss and its gradients", "forward", loss_work(case).with_slots(slots))]
 
 
-def step_passes(batch: int, arch: str, fused: dict[str, str] | None = None) -> Iterator[tuple[str, int, list[Pass]]]:
+def step_passes(batch: int, arch: str, ways: dict[str, str] | None = None) -> Iterator[tuple[str, int, list[Pass]]]:
     """Parts of a step: name, how often it runs, passes. Merging, expanding and the optimizer are left out (3 %)."""
     for stage in STAGES:
-        yield stage.name, stage.blocks, block_passes(stage, batch, arch, fused)
+        yield stage.name, stage.blocks, block_passes(stage, batch, arch, ways)
     yield "codes", 1, voxel_passes(batch, arch)
 
 
@@ -216,21 +260,28 @@ def _own(op: str, direction: str, stage: Stage, batch: int, arch: str, when: str
     return [Pass(op if when is None else f"{op} again", when or direction, work)]
 
 
-def _own_epilogue(op: str, stage: Stage, batch: int, arch: str) -> list[Pass]:
-    """Our kernels of an epilogue: the operation's products shared among them, the bytes that each moves itself."""
-    C, E, tokens = stage.width, 2 * stage.width, stage.windows.num_tokens
-    values = {"gate": 2 * E + C, "gate_input": 4 * E + C, "gate_weight": 2 * E + C}
+def _own_kernels(op: str, stage: Stage, batch: int, arch: str, only: str | None = None) -> list[Pass]:
+    """Our kernels of an operation: its products shared among them, and the bytes that each moves itself."""
+    C, E, R, tokens = stage.width, 2 * stage.width, -(-stage.width // 16), stage.windows.num_tokens
+    layer = 2 * -(-R // 8) * 8  # in float32
+    layers, maps = -(-E // select.PIECES["step"]), 2 * STATES
+    values = {"project": C + 2 * E, "project_gradients": 3 * C + 2 * E}
+    values |= {"select_dt": R + E, "select_step": E + R + layers * layer, "select_map": 3 * E + maps + layers * layer}
+    values |= {"gate": 2 * E + 2 * C, "gate_input": 4 * E + C, "gate_weight": 2 * E + C}
     values |= {"mlp": 2 * C, "mlp_input": 3 * C, "mlp_weight": 2 * C}
+    case: Any = {
+        "project": ProjectCase(batch, tokens, C, E),
+        "select": SelectCase(batch, tokens, E, R),
+        "gate": GateCase(batch, tokens, E, C),
+        "mlp": MlpCase((batch, tokens), C, 4 * C),
+    }[op]
+    work_of: Any = {"project": project_work, "select": select_work, "gate": gate_work, "mlp": mlp_work}[op]
     found = []
-    for direction in ("forward", "backward"):
-        if op == "mlp":
-            work = mlp_work(MlpCase((batch, tokens), C, 4 * C), direction)
-        else:
-            work = gate_work(GateCase(batch, tokens, E, C), direction)
-        rows = static_rows(op, direction, stage.name, arch)
+    for direction in ("forward", "backward") if only is None else (only,):
+        work, rows = work_of(case, direction), static_rows(op, direction, stage.name, arch)
         for row in rows:
             moved, slots = values[row["kernel"]] * BF16 * batch * tokens, row["whole_per_token"] * batch * tokens
-            part = Work(moved, work.flops / len(rows), work.exps, slots)
+            part = Work(moved, work.flops / len(rows), work.exps / len(rows), slots)
             found.append(Pass(row["kernel"], direction, part))
     return found
 

@@ -15,7 +15,9 @@ from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import ClipCase
 from fmri_scale.kernels.gate.cases import GateCase
 from fmri_scale.kernels.mlp.cases import MlpCase
+from fmri_scale.kernels.project.cases import ProjectCase
 from fmri_scale.kernels.scan.cases import ScanCase
+from fmri_scale.kernels.select.cases import SelectCase
 from fmri_scale.kernels.strd.cases import Case as StrdCase
 
 BRAIN_VOXELS = 250_000
@@ -110,6 +112,25 @@ def conv_work(case: ConvCase, direction: str, itemsize: int = 2) -> Work:
     if direction == "forward":
         return Work(2 * values * itemsize, 2 * case.taps * values, 2 * values)
     return Work(3 * values * itemsize, 6 * case.taps * values, 2 * values)
+
+
+def project_work(case: ProjectCase, direction: str, itemsize: int = 2) -> Work:
+    """Work of norm and in-projection; backward also reads and adds the gradient that passes by."""
+    tokens = case.batch * case.tokens
+    products = 2 * tokens * case.width * 2 * case.inner
+    if direction == "forward":
+        return Work(tokens * (case.width + 2 * case.inner) * itemsize, products)
+    return Work(tokens * (3 * case.width + 2 * case.inner) * itemsize, 2 * products)
+
+
+def select_work(case: SelectCase, direction: str, itemsize: int = 2) -> Work:
+    """Work of a selection: a softplus takes an exponential forward; a sigmoid backward, and a reciprocal."""
+    tokens, maps = case.batch * case.tokens, case.rank + 2 * case.states
+    wide, products = tokens * case.width, 2 * tokens * case.width * (case.rank + maps)
+    if direction == "forward":  # mixed in; dt, the selection out
+        return Work((2 * wide + tokens * maps) * itemsize, products, wide)
+    # mixed, its gradient, that of dt, dt's rank, gradients of B and C in; the gradient of mixed out
+    return Work((4 * wide + tokens * maps) * itemsize, 2 * products + 2 * wide * case.rank, 2 * wide)
 
 
 def gate_work(case: GateCase, direction: str, itemsize: int = 2) -> Work:

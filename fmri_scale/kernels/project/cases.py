@@ -29,7 +29,7 @@ def random_cases(count: int, seed: int) -> list[ProjectCase]:
     rng = random.Random(seed)
     widths = (5, 8, 20, 36, 72)
     return [
-        ProjectCase(rng.randint(1, 3), rng.randint(1, 40), widths[i % 5], rng.choice((1, 2)) * widths[i % 5])
+        ProjectCase(rng.randint(1, 3), rng.randint(1, 20), widths[i % 5], rng.choice((1, 2)) * widths[i % 5])
         for i in range(count)
     ]
 

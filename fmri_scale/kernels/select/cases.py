@@ -29,7 +29,7 @@ def random_cases(count: int, seed: int) -> list[SelectCase]:
     rng = random.Random(seed)
     widths = (10, 24, 40, 72, 144)
     return [
-        SelectCase(rng.randint(1, 3), rng.randint(1, 40), widths[i % 5], rng.randint(1, 9), STATES[i % 3])
+        SelectCase(rng.randint(1, 3), rng.randint(1, 20), widths[i % 5], rng.randint(1, 9), STATES[i % 3])
         for i in range(count)
     ]
 

@@ -1,7 +1,7 @@
 """The published model's numbers through the Triton kernels, interpreted: the public model, its codes, every gradient.
 
-The interpreter takes milliseconds a token, so the mixers of all but the two coarsest grids run in torch here;
-embedding, loss, redundancy scores and the other mixers are Triton's.
+The interpreter takes milliseconds a token, so the blocks of all but the two coarsest grids run in torch here;
+embedding, loss, redundancy scores and the other blocks are Triton's.
 """
 
 import importlib
@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fmri_scale.cli.parity import compare, read_case
-from fmri_scale.models import mixer
+from fmri_scale.models import block, mixer
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MOST_TOKENS = 64
-"Tokens of a grid, padded, whose mixers are Triton's."
+"Tokens of a grid, padded, whose blocks are Triton's."
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def used(monkeypatch) -> set[str]:
 
         monkeypatch.setattr(module, name, watched)
 
-    for operation in ("embed", "conv", "scan"):
+    for operation in ("embed", "conv", "scan", "project", "select", "gate", "mlp"):
         watch(operation, "forward")
         watch(operation, "backward")
     watch("loss", "forward")
@@ -41,14 +41,18 @@ def used(monkeypatch) -> set[str]:
     return found
 
 
-MIXERS = {"conv forward", "conv backward", "scan forward", "scan backward"}
+BLOCKS = {
+    f"{operation} {direction}"
+    for operation in ("conv", "scan", "project", "select", "gate", "mlp")
+    for direction in ("forward", "backward")
+}
 
 
 @pytest.mark.parametrize(
     ("name", "codes", "kernels"),
     [
-        ("mae_random_t6", True, MIXERS | {"embed forward", "embed backward", "loss forward"}),
-        ("encoder_prompt", False, MIXERS),
+        ("mae_random_t6", True, BLOCKS | {"embed forward", "embed backward", "loss forward"}),
+        ("encoder_prompt", False, BLOCKS),
         ("strd", False, {"strd scores"}),
     ],
 )
@@ -59,7 +63,13 @@ def test_published_numbers_come_out_of_the_triton_kernels(name, codes, kernels, 
         made = original(windows, *rest)
         return made if windows.num_tokens <= MOST_TOKENS else made._replace(backend="torch")
 
+    def norm_mlp(x, *rest):
+        *rest, backend = rest
+        return plain_mlp(x, *rest, backend if x.shape[1:5].numel() <= MOST_TOKENS else "torch")
+
+    plain_mlp = block.norm_mlp
     monkeypatch.setattr(mixer, "Layout", layout)
+    monkeypatch.setattr(block, "norm_mlp", norm_mlp)
     case, arguments = read_case(GOLDEN / f"{name}.safetensors")
     errors = compare(case, arguments, torch.float32, "triton", torch.device("cpu"), codes)
     assert max(errors.values()) < 1e-4, errors
