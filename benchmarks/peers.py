@@ -177,12 +177,20 @@ def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
         )
 
 
+def no_rows(_: dict[str, Any], __: Path) -> Iterator[Row]:
+    """No comparison with a peer: the results stand on their own page."""
+    return iter(())
+
+
 SOURCES = {
     "step_cpu_*.json": (step_rows, "training step on a CPU"),
     "step_[!c]*.json": (gpu_step_rows, "training step on a GPU"),
     "loader_[!s]*.json": (loader_rows, "loader beside its peers"),
     "sharding_speed_*.json": (sharding_rows, "sharding beside gunzip (`benchmarks/sharding_speed.py` is ready)"),
     "fidelity_*.json": (fidelity_rows, "fidelity of int8"),
+    "science_known_truth_*.json": (no_rows, "what is planted, found (`benchmarks/science.py known_truth` is ready)"),
+    "science_killed_*.json": (no_rows, "an experiment killed and resumed (`benchmarks/science.py killed` is ready)"),
+    "science_haxby_*.json": (no_rows, "objects seen, from real scans (`benchmarks/science.py haxby` is ready)"),
 }
 "Names of results files: the rows they give, and what is not measured without them."
 
