@@ -228,6 +228,11 @@ def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
         )
 
 
+def no_rows(_: dict[str, Any], __: Path) -> Iterator[Row]:
+    """No comparison with a peer: the results stand on their own page."""
+    return iter(())
+
+
 SOURCES = {
     "step_published_*.json": (step_rows, "training step on a CPU beside the published code"),
     "step_[!cp]*.json": (gpu_step_rows, "training step on a GPU"),
@@ -235,6 +240,9 @@ SOURCES = {
     "sharding_speed_*.json": (sharding_rows, "sharding beside gunzip (`benchmarks/sharding_speed.py` is ready)"),
     "sharding_published_*.json": (published_sharding_rows, "sharding beside the published preprocessing scripts"),
     "fidelity_*.json": (fidelity_rows, "fidelity of int8"),
+    "science_known_truth_*.json": (no_rows, "what is planted, found (`benchmarks/science.py known_truth` is ready)"),
+    "science_killed_*.json": (no_rows, "an experiment killed and resumed (`benchmarks/science.py killed` is ready)"),
+    "science_haxby_*.json": (no_rows, "objects seen, from real scans (`benchmarks/science.py haxby` is ready)"),
 }
 "Names of results files: the rows they give, and what is not measured without them."
 
