@@ -119,7 +119,7 @@ def step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
         for key, unit in keys.items():
             yield Row(
                 f"training step on a CPU, {what}" + (": memory" if key == "peak_gb" else ": time"),
-                f"training step of the base model on a CPU, one clip, {what}: {unit}",
+                f"training step of the base model on a CPU, a clip of {record['frames']} frames, {what}: {unit}",
                 _figure(ours[key]),
                 f"{peer}: {_figure(theirs[key])}",
                 theirs[key] / ours[key],

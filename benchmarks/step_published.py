@@ -1,9 +1,9 @@
 """A training step on this CPU beside the published NeuroSTORM and SwiFT: seconds, processor seconds, peak memory.
 
-python benchmarks/step_published.py --neurostorm DIR --mamba DIR [--swift DIR] [--threads 1] [--steps 3]
+python benchmarks/step_published.py --neurostorm DIR --mamba DIR [--swift DIR] [--frames 20] [--threads 1] [--steps 3]
 
 Clones by path: CUHK-AIM-Group/NeuroSTORM, state-spaces/mamba, Transconnectome/SwiFT; they need monai and einops. One
-clip of 20 frames, the base model, float32, AdamW. Like beside like:
+clip, the base model, float32, AdamW. Like beside like:
 
 - masked autoencoder: ours from int8 codes, NeuroSTORM's from a float volume with half of the windows hidden. Its scan
   has no CPU form but `selective_scan_ref` of mamba, which is what it gets here; on a GPU it would have its CUDA scan.
@@ -70,6 +70,8 @@ def main() -> None:
     clones = {name: getattr(args, name) for name in ("neurostorm", "mamba", "swift") if getattr(args, name)}
     record = environment(args.threads, os.getloadavg()[0])
     record["command"] = " ".join(["python benchmarks/step_published.py", *(f"--{name} DIR" for name in clones)])
+    record["command"] += f" --frames {args.frames}"
+    record["frames"] = args.frames
     record["clones"] = {name: revision(folder) for name, folder in clones.items()}
     record["pairs"] = {}
     args.out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ def one_case(args: argparse.Namespace) -> dict[str, Any]:
     reuse = args.case in ("mae", "encoder")
     if reuse:  # what our training does at its start
         reuse_freed_memory()
-    config = ModelConfig()
+    config = ModelConfig(num_frames=args.frames)
     model, loss = {"mae": our_mae, "neurostorm": their_mae, "encoder": our_encoder, "swift": their_encoder}[args.case](
         config, args
     )
@@ -165,8 +167,8 @@ def pair(ours: str, peer: str, args: argparse.Namespace) -> dict[str, Any]:
 def child(case: str, args: argparse.Namespace) -> dict[str, Any]:
     """Run a case in a process of its own."""
     print(f"{case} ...", file=sys.stderr, flush=True)
-    words = ["--case", case, "--threads", args.threads, "--steps", args.steps, "--neurostorm-steps"]
-    words += [args.neurostorm_steps]
+    words = ["--case", case, "--frames", args.frames, "--threads", args.threads, "--steps", args.steps]
+    words += ["--neurostorm-steps", args.neurostorm_steps]
     for name in ("neurostorm", "mamba", "swift"):
         words += [f"--{name}", getattr(args, name)] if getattr(args, name) else []
     said = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, text=True, check=True)
@@ -187,8 +189,8 @@ def report(record: dict[str, Any]) -> str:
     lines = [
         "# A training step on a CPU beside the published code",
         "",
-        f"Base model, one clip of 20 frames, float32. {record['machine']}, threads: {record['threads']}, load "
-        f"{record['load_before']} before; torch {record['torch']}; {record['date']}, commit {record['commit']}; "
+        f"Base model, a clip of {record['frames']} frames, float32. {record['machine']}, threads: {record['threads']}, "
+        f"load {record['load_before']} before; torch {record['torch']}; {record['date']}, commit {record['commit']}; "
         f"clones: {clones}; `{record['command']}`.",
         "",
         "| | | parameters | forward s | backward s | step s | processor s | peak resident GB | steps |",
