@@ -136,7 +136,7 @@ def train(arm: Arm, launcher: Sequence[str]) -> None:
     if code in STOPPED:
         raise LaunchError(f"{arm.run_dir}: training was stopped (exit code {code}); start the experiment again")
     if code:
-        raise LaunchError(f"{arm.run_dir}: training ended with exit code {code}; see {arm.run_dir}/logs")
+        raise LaunchError(f"{arm.run_dir}: training ended with exit code {code}; it says above why")
     status = json.loads((arm.run_dir / "status.json").read_text(encoding="utf-8"))
     if status["state"] != "done":
         raise LaunchError(f"{arm.run_dir}: status.json says {status['state']!r}, not done; start the experiment again")
