@@ -116,7 +116,7 @@ def select_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> li
     E, R = 2 * stage.width, -(-stage.width // 16)
     M = R + 2 * STATES
     product = ("selection", "forward", E + M, E * M, 0)
-    if how == "kernel":
+    if how == "kernel" and select.WIDEST[torch.bfloat16] >= E:
         steps = _own_kernels("select", stage, batch, arch, "forward")
         again = [Pass(f"{p.name} again", "backward", p.work) for p in steps]
         return [

@@ -19,7 +19,9 @@ pytest.importorskip("triton")
 from fmri_scale.kernels import Windows, aot
 from fmri_scale.kernels.conv import triton as conv
 from fmri_scale.kernels.launches import launches, slots
+from fmri_scale.kernels.project import triton as project
 from fmri_scale.kernels.scan import triton as scan
+from fmri_scale.kernels.select import triton as select
 
 WINDOWS = Windows((8, 8, 8, 20), (4, 4, 4, 4), (2, 2, 2, 2))
 OLDER = tuple(int(n) for n in importlib.metadata.version("triton").split(".")[:2]) < (3, 9)
@@ -50,7 +52,9 @@ BUDGETS = {
 """Warp instructions (AMD: of 64 lanes) a token, of 72 channels and 16 states for scan and conv, of 36 and a hidden
 layer of 144 for the others; a hidden token for the loss, a unit for the mask. mamba_ssm's own scan needs 907 forward
 and 2,484 backward on sm_90."""
-TARGETS = [(arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "gate", "mlp", "strd")]
+TARGETS = [
+    (arch, op) for arch in aot.ARCHITECTURES for op in ("scan", "conv", "project", "select", "gate", "mlp", "strd")
+]
 TARGETS += [(arch, op) for arch in ("sm_90", "sm_100") for op in ("embed", "loss")]
 TARGETS += [("sm_90", "mask"), ("gfx942", "scan"), ("gfx942", "conv")]
 SHAPES = {"mask": "token", "embed": "window", "loss": "window"}
@@ -131,6 +135,20 @@ def test_convolution_compiles_with_a_prefix_and_odd_width():
         conv.forward(x, weight, bias, WINDOWS, meta(2, 100))
         conv.backward(x, x, weight, bias, WINDOWS, meta(2, 100))
     assert len(found) == 2
+    for entry in found:
+        check(entry)
+
+
+def test_narrow_selection_and_projection_in_float32_do_not_spill():
+    x, d, steps = (meta(2, 40, n, dtype=torch.float32) for n in (16, 24, 34))
+    gain, weight = meta(16, dtype=torch.float32), meta(48, 16, dtype=torch.float32)
+    maps, rank, state = meta(34, 24, dtype=torch.float32), meta(24, 2, dtype=torch.float32), x
+    with aot.compiled("sm_80") as found:
+        project.forward(x, gain, gain, weight, 1e-5)
+        project.backward(d, d, None, x, gain, gain, weight, 1e-5)
+        select.steps(steps, rank, rank[:, 0])
+        select.backward(d, d, None, state, state, d, steps, maps, rank, rank[:, 0])
+    assert len(found) == 5
     for entry in found:
         check(entry)
 

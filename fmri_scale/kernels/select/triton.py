@@ -6,8 +6,8 @@ selected from, with that of x_proj. A program owns a share of the tokens and PIE
 gradient in registers; shares are then summed in a fixed order. Its channels are cut into MAIN and TAIL, powers of two
 (72 = 64 + 8 in 16).
 
-Products are in the dtype of x, everything else in float32. Float32 of more than `WIDEST` channels, widths that do not
-come apart into equal pieces, and float16 run in torch (`cpu.py`).
+Products are in the dtype of x, everything else in float32. More than `WIDEST` channels, widths that do not come
+apart into equal pieces, and float16 run in torch (`cpu.py`).
 
 Legend: E channels e, R rank r of dt, S states n; M = R + 2 S columns of the selection: dt before its projection (low),
 B, C. LOW are R columns up to a multiple of 8, so that rows are aligned.
@@ -25,8 +25,8 @@ from fmri_scale.kernels.jit import cut, launch, sigmoid, softplus
 from fmri_scale.kernels.norm_jit import places
 from fmri_scale.kernels.select import cpu
 
-WIDEST = {torch.float32: 24, torch.bfloat16: 4096}
-"Channels at most: products in float32 need registers for their operands."
+WIDEST = {torch.float32: 24, torch.bfloat16: 512}
+"Channels at most: products in float32 need registers for their operands, and of more, dt's rank does (over 16)."
 PIECES = {"step": 80, "map": 24}
 "Channels at most of a program of the backward kernels: what their gradients leave registers for."
 TILES = {torch.float32: (16, 16), torch.bfloat16: (64, 16)}
@@ -278,7 +278,7 @@ def steps(selection, dt_proj, dt_bias) -> torch.Tensor:
         (triton.cdiv(rows, tokens),),
         selection.device,
         *(selection, dt_proj.contiguous(), dt_bias.contiguous(), dt, rows),
-        **{"E": width, "R": rank, "M": selection.shape[-1], "RANK": _padded(rank)},
+        **{"E": width, "R": rank, "M": selection.shape[-1], "RANK": 16},
         **{"INNER": inner, "TOKENS": tokens, "num_warps": 4},
     )
     return dt
@@ -298,7 +298,7 @@ def backward(d_mixed, d_dt, past, dB, dC, mixed, selection, x_proj, dt_proj, dt_
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=torch.float32, device=mixed.device)
 
-    sizes = {"E": width, "R": rank, "LOW": low, "RANK": _padded(rank)}
+    sizes = {"E": width, "R": rank, "LOW": low, "RANK": 16}
     sizes |= {"TOKENS": tokens, "num_warps": 4, "num_stages": 1}
     d_low, d_dt_proj, d_dt_bias = empty(layers, rows, low), empty(shares, rank, width), empty(shares, width)
     inputs = (d_dt, selection, dt_proj, dt_bias, d_low, d_dt_proj, d_dt_bias, rows)
@@ -306,15 +306,11 @@ def backward(d_mixed, d_dt, past, dB, dC, mixed, selection, x_proj, dt_proj, dt_
     launch(select_step_kernel, (layers, shares), mixed.device, *inputs, **sizes, **tile)
     out, d_x_proj, states = torch.empty_like(mixed), empty(shares, maps, width), (maps - rank) // 2
     inputs = (d_mixed, d_low if past is None else past.contiguous(), d_low, dB, dC, mixed, x_proj, out, d_x_proj, rows)
-    tile = {"S": states, "STATES": _padded(states), "LAYERS": layers, "PAST": past is not None}
+    tile = {"S": states, "STATES": max(16, triton.next_power_of_2(states)), "LAYERS": layers, "PAST": past is not None}
     tile |= {"PIECE": maps_, **cut(maps_)}
     launch(select_map_kernel, (width // maps_, shares), mixed.device, *inputs, **sizes, **tile)
     d_x_proj, d_dt_proj, d_dt_bias = (v.sum(0).to(mixed.dtype) for v in (d_x_proj, d_dt_proj, d_dt_bias))
     return out, d_x_proj, d_dt_proj.t().contiguous(), d_dt_bias
-
-
-def _padded(count: int) -> int:
-    return max(16, triton.next_power_of_2(count))
 
 
 def _pieces(width: int) -> list[int]:
@@ -323,5 +319,5 @@ def _pieces(width: int) -> list[int]:
 
 
 def _by_torch(x: torch.Tensor, dt_proj: torch.Tensor) -> bool:
-    width = dt_proj.shape[0]
-    return width > WIDEST.get(x.dtype, 0) or min(_pieces(width)) < min(width, 16)
+    width, rank = dt_proj.shape
+    return width > WIDEST.get(x.dtype, 0) or rank > 16 or min(_pieces(width)) < min(width, 16)

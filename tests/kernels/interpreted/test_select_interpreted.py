@@ -7,7 +7,12 @@ from fmri_scale.errors import ConfigError
 from fmri_scale.kernels.select import cases, reference, select
 from fmri_scale.kernels.select import triton as kernels
 
-PICKED = [cases.SelectCase(2, 9, 72, 3), cases.SelectCase(1, 5, 144, 5), cases.SelectCase(1, 3, 96, 20, 8)]
+PICKED = [
+    cases.SelectCase(2, 9, 72, 3),
+    cases.SelectCase(1, 5, 144, 5),
+    cases.SelectCase(1, 3, 96, 16, 8),
+    cases.SelectCase(1, 3, 40, 20),
+]
 
 
 @pytest.mark.parametrize("case", PICKED + cases.random_cases(3, seed=2), ids=str)
