@@ -4,7 +4,9 @@
 - reading refuses every class but the three DeepSpeed pickles itself (it loads with `weights_only=False`;
   `test_engine_refuses_a_pickle_that_runs_code`);
 - a rank that cannot write (disk full) does not leave `save_checkpoint` before its last barrier, where the others
-  would wait for ever; the fault is kept and raised afterwards (`test_full_disk_stops_all_ranks`).
+  would wait for ever; the fault is kept and raised afterwards (`test_full_disk_stops_all_ranks`). For the same reason
+  rank 0 writes no converter scripts, which unpickle anyway: consolidated_state replaces them
+  (`test_full_disk_is_told_by_all_ranks_and_leaves_nothing_half_written`).
 """
 
 from collections.abc import Callable
@@ -50,6 +52,7 @@ class EngineFiles(TorchCheckpointEngine):
 def install(engine: Any) -> None:
     """Make a DeepSpeed engine use `EngineFiles`."""
     engine.checkpoint_engine = EngineFiles()
+    engine._copy_recovery_script = lambda folder: None
 
 
 def writer(engine: Any) -> Callable[[Path], list[Path]]:
@@ -58,8 +61,6 @@ def writer(engine: Any) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
         install(engine)
         engine.save_checkpoint(str(folder), tag=layout.ENGINE, save_latest=False)
-        for script in folder.glob("zero_to_*.py"):  # DeepSpeed's converters unpickle; consolidated_state replaces them
-            script.unlink(missing_ok=True)
         if engine.checkpoint_engine.fault:
             raise CheckpointError(engine.checkpoint_engine.fault)
         # what lies on a local disk is copied by DeepSpeed itself

@@ -4,6 +4,7 @@
 step.py (one optimizer step), build.py (the engine), folder.py (the run's folder), guards.py, signals.py.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -75,7 +76,8 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         plain = _plain(error, run_dir)
         code = 1 if plain is None or isinstance(plain, LostRankError) else 2
         message = (trainer.watch.hung if trainer else "") or (repr(error) if plain is None else str(plain))
-        status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
+        with contextlib.suppress(OSError):  # on a full disk the error itself is what matters
+            status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
         if plain is None or plain is error:
             raise
         raise plain from error
