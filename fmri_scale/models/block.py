@@ -32,10 +32,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, residual: bool) -> Tensor:
         """Normalise and map the last axis, with `residual` add x; dropout follows both maps, as published."""
-        weights = cast_like(x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+        gain, shift, up, up_bias, down, down_bias = cast_like(
+            x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        )
         if self.dropout.p == 0.0 or not self.training:
-            return norm_mlp(x, *weights, norm.eps, residual, self.backend)
-        gain, shift, up, up_bias, down, down_bias = weights
+            return norm_mlp(x, gain, shift, up, up_bias, down, down_bias, norm.eps, residual, self.backend)
         hidden = F.gelu(F.linear(F.layer_norm(x, gain.shape, gain, shift, norm.eps), up, up_bias))
         branch = self.dropout(F.linear(self.dropout(hidden), down, down_bias))
         return x + branch if residual else branch
