@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,12 @@ def feature_settings(items: Sequence[str]) -> FeatureSettings:
     ConfigError
         Another key, or a value that is none.
     """
-    readers = {"stride": int, "batch_size": int, "device": str, "tokens": {"true": True, "false": False}.__getitem__}
+    readers: dict[str, Callable[[str], Any]] = {
+        "stride": int,
+        "batch_size": int,
+        "device": str,
+        "tokens": {"true": True, "false": False}.__getitem__,
+    }
     given: dict[str, Any] = {}
     for item in items:
         name, _, value = item.partition("=")
