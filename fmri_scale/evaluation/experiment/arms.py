@@ -164,8 +164,12 @@ def feature_settings(items: Sequence[str]) -> FeatureSettings:
     ConfigError
         Another key, or a value that is none.
     """
-    readers: dict[str, Callable[[str], Any]] = {"stride": int, "batch_size": int, "device": str}
-    readers["tokens"] = {"true": True, "false": False}.__getitem__
+    readers: dict[str, Callable[[str], Any]] = {
+        "stride": int,
+        "batch_size": int,
+        "device": str,
+        "tokens": {"true": True, "false": False}.__getitem__,
+    }
     given: dict[str, Any] = {}
     for item in items:
         name, _, value = item.partition("=")
