@@ -69,13 +69,16 @@ def test_a_mask_of_another_layout_opens_and_one_of_another_grid_is_refused(tmp_p
         open_corpus(folder)
 
 
-def test_a_stream_of_clips_imports_no_imaging_no_http_and_no_scipy():
+def test_a_stream_of_clips_needs_no_imaging_no_http_and_no_scipy(tmp_path):
     program = """
 import sys, torch
 before = set(sys.modules)
-import fmri_scale.data.corpora, fmri_scale.data.stream
+from fmri_scale.config import DataConfig
+from fmri_scale.data import ClipStream, open_corpora
+config = DataConfig(corpus=sys.argv[1])
+next(ClipStream(open_corpora(config), config, 20, 1, 1))
 heavy = {"nibabel", "nilearn", "scipy", "urllib3", "fsspec", "pandas", "pyarrow.compute", "deepspeed"}
 print(sorted(heavy & (set(sys.modules) - before)))
 """
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-c", program, str(write_corpus(tmp_path / "corpus", [Segment(20)]))]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
