@@ -7,7 +7,6 @@ range from `shard_path(name)` with the offsets of the index.
 import functools
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from sharding.errors import CorpusError, ShardingError
 from sharding.format import INDEX_SCHEMA, SCHEMA_VERSION
 from sharding.mask import mask_sha256
-from sharding.plain_nifti import plain_mask
+from sharding.mask_image import read_mask
 
 CHECKED_FILES = ("mask.nii.gz", "runs.parquet", "index.parquet")
 "Files whose bytes and sha256 stand in corpus.json under `files`, in the order in which they are written."
@@ -163,13 +162,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:
     file = path / "mask.nii.gz"
     try:
-        mask = plain_mask(file)
-        if mask is None:
-            from sharding.mask_image import read_mask  # brings nibabel, which a mask as written here does not need
-
-            mask = read_mask(file)
-    except (OSError, EOFError, zlib.error, ShardingError) as error:
-        raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
+        mask = read_mask(file)
+    except ShardingError as error:
+        raise CorpusError(f"{error}; build the corpus again") from error
     if mask_sha256(mask) != meta["mask"]["sha256"]:
         raise CorpusError(f"{file}: not the mask that corpus.json names; restore it or build the corpus again")
     return mask
