@@ -42,15 +42,15 @@ def gate_kernel(
     """out of TOKENS rows, added to `past` with PAST; ROW is the row stride of z."""
     c = tl.arange(0, CHANNELS)
     row = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    wide = (row < rows)[:, None] & (c < C)[None, :]
     sums = tl.zeros([TOKENS, CHANNELS], tl.float32)
+    if PAST:
+        sums += tl.load(past_ptr + row[:, None] * C + c[None, :], mask=wide, other=0.0).to(tl.float32)
     for first in range(0, E, INNER):
         e = first + tl.arange(0, INNER)
         y, _z, gate = _load(y_ptr, z_ptr, row, e, rows, ROW, E)
         weight = _weight(weight_ptr, e, c, E, C)
         sums = tl.dot((y * gate).to(weight.dtype), weight, sums, input_precision="ieee")
-    wide = (row < rows)[:, None] & (c < C)[None, :]
-    if PAST:
-        sums += tl.load(past_ptr + row[:, None] * C + c[None, :], mask=wide, other=0.0).to(tl.float32)
     tl.store(out_ptr + row[:, None] * C + c[None, :], sums.to(out_ptr.dtype.element_ty), mask=wide)
 
 

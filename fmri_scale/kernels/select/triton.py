@@ -29,6 +29,8 @@ WIDEST = {torch.float32: 24, torch.bfloat16: 512}
 "Channels at most: products in float32 need registers for their operands, and of more, dt's rank does (over 16)."
 PIECES = {"step": 80, "map": 24}
 "Channels at most of a program of the backward kernels: what their gradients leave registers for."
+MANY_LAYERS = 3
+"Programs along the channels of the first backward kernel from which on the second takes 16 channels: it adds them up."
 TILES = {torch.float32: (16, 16), torch.bfloat16: (64, 16)}
 "Tokens of a program and, forward, channels at a time; chosen from what compiles without spills."
 SHARES = 256
@@ -314,9 +316,10 @@ def backward(d_mixed, d_dt, past, dB, dC, mixed, selection, x_proj, dt_proj, dt_
     return out, d_x_proj, d_dt_proj.t().contiguous(), d_dt_bias
 
 
-def _pieces(width: int) -> list[int]:
+def _pieces(width: int) -> tuple[int, int]:
     """Channels of a program of both backward kernels: the largest part of the width that is small enough."""
-    return [max(n for n in range(1, most + 1) if width % n == 0) for most in PIECES.values()]
+    step, maps = (max(n for n in range(1, most + 1) if width % n == 0) for most in PIECES.values())
+    return step, 16 if width // step >= MANY_LAYERS and width % 16 == 0 else maps
 
 
 def _by_torch(x: torch.Tensor, dt_proj: torch.Tensor) -> bool:
