@@ -9,6 +9,9 @@
   (`test_full_disk_is_told_by_all_ranks_and_leaves_nothing_half_written`).
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,8 @@ from fmri_scale.checkpoint.collective import rank
 from fmri_scale.checkpoint.reading import PICKLED_CLASSES, load_tensors
 from fmri_scale.errors import CheckpointError
 
+_FULL_BYTES = 1 << 16
+"Bytes on a disk that count as none."
 _CLASSES = dict(zip(PICKLED_CLASSES, (LossScaler, ZeroStageEnum, fragment_address), strict=True))
 
 
@@ -40,13 +45,19 @@ class EngineFiles(TorchCheckpointEngine):
         try:
             torch.save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            self.fault = self.fault or f"{path}: {str(error).splitlines()[0]}"
+            self.fault = self.fault or f"{path}: {_reason(error, Path(path).parent)}"
         else:
             self.written.append(Path(path))
 
     def load(self, path: str, map_location: Any = None) -> dict[str, Any]:
         """Read one file to the CPU; `map_location` is always that in what DeepSpeed asks."""
         return load_tensors(Path(path), _CLASSES, in_memory=True)
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """Return why a file could not be written; torch's writer only says that it stands at an unexpected position."""
+    full = shutil.disk_usage(folder).free < _FULL_BYTES
+    return os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
 
 
 def install(engine: Any) -> None:
