@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--neurostorm", type=Path, metavar="DIR")
     parser.add_argument("--mamba", type=Path, metavar="DIR", help="whose reference scan NeuroSTORM gets")
     parser.add_argument("--swift", type=Path, metavar="DIR")
+    parser.add_argument("--frames", type=int, default=20, help="of the clip (default: the published 20)")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads of torch (default 1: least disturbed by others)"
     )
