@@ -3,8 +3,9 @@
 python benchmarks/peers.py            write the page
 python benchmarks/peers.py --check    exit code 1 where the page is not the one that the results give
 
-A comparison is a row: ours, the peer's, and how many times better ours is (below 1: worse, and said so). A results file
-that is not there, or a figure it lacks, gives a line under "Not measured". Every row names machine, date and load.
+A comparison is a row: ours, the peer's, and how many times better ours is (below 1: worse, and said so). The rows of a
+topic give one line at the top, with the best and the worst of them. A results file that is not there, or a figure it
+lacks, gives a line under "Not measured". Every row names machine, date and load.
 """
 
 import argparse
@@ -28,9 +29,9 @@ interleaved runs and processor seconds bear that, wall times do not.
 NEVER = (
     "training step on a GPU, beside the published NeuroSTORM (`benchmarks/step.py --published DIR` is ready) and SwiFT",
     "any kernel on a GPU (`benchmarks/kernels.py` is ready; `results/static.md` counts compiled instructions)",
-    "peak memory of the published training step on a CPU",
-    "sharding beside the published preprocessing scripts",
-    "time from an empty machine to the first training step, and installation without a compiler, as figures",
+    "whole runs on GPUs: frames/s, MFU, data wait, scaling (`benchmarks/throughput.py` is ready)",
+    "the published NeuroSTORM's training step on a CPU in one run with ours (`benchmarks/step_published.py` is ready)",
+    "the time that the published code takes from an empty machine to its first training step",
     "anything on more than one machine, and any real object store",
 )
 "What no results file holds yet."
@@ -38,8 +39,9 @@ NEVER = (
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison; `times` is how many times better ours is."""
+    """A comparison; `times` is how many times better ours is; `topic` is its line at the top of the page."""
 
+    topic: str
     question: str
     ours: str
     peer: str
@@ -69,7 +71,10 @@ def page() -> str:
             missing.append(what)
         for path in files:
             found += rows_of(json.loads(path.read_text()), path)
-    lines = [HEAD, "| question | ours | peer | times better | command | measured |", "|---|---|---|---|---|---|"]
+    if not any(RESULTS.glob("setup_*.json")):
+        missing.append("from an empty folder to the first step, without a compiler (`benchmarks/setup.py` is ready)")
+    lines = [HEAD, *in_short(found), *facts(), "## Every comparison", ""]
+    lines += ["| question | ours | peer | times better | command | measured |", "|---|---|---|---|---|---|"]
     for row in found:
         link = f"[{row.when}](results/{row.source.with_suffix('.md').name})"
         times = f"**{_figure(row.times)}**" + (" (loses)" if row.times < 1 else "")
@@ -82,17 +87,63 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def in_short(rows: list[Row]) -> Iterator[str]:
+    """Yield a table with a line for each topic: from the least to the most times better, and where ours loses."""
+    yield from ("| what | comparisons | times better | loses to |", "|---|---|---|---|")
+    for topic in dict.fromkeys(row.topic for row in rows):
+        of_topic = [row for row in rows if row.topic == topic]
+        least, most = (_figure(pick(row.times for row in of_topic)) for pick in (min, max))
+        span = least if least == most else f"{least} to {most}"
+        lost = dict.fromkeys(row.peer.rpartition(":")[0] for row in of_topic if row.times < 1)
+        yield f"| {topic} | {len(of_topic)} | {span} | {', '.join(lost) or 'none'} |"
+    yield ""
+
+
+def facts() -> Iterator[str]:
+    """Yield what was measured without a peer's figure: from an empty folder to the first step, without a compiler."""
+    for path in sorted(RESULTS.glob("setup_*.json")):
+        record = json.loads(path.read_text())
+        seconds, where = record["seconds"], f"[{_when(record)}](results/{path.with_suffix('.md').name})"
+        yield f"**From an empty folder to the first training step**, no compiler there: {where}"
+        yield ""
+        yield from (f"- {name}: after {s:,.0f} s" for name, s in seconds.items())
+        yield f"- the slim core alone, installed and imported: {record['slim_s']:,.0f} s"
+        for name, outcome in record["tried"].items():
+            said = f" (`{outcome['said']}`)" if outcome["said"] else ""
+            yield f"- {name}: {'can' if outcome['installed'] else 'cannot'} be installed{said}"
+        yield ""
+
+
 def step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
-    """A training step on a CPU beside the published code's, where that was timed for the same model."""
-    if "published" not in record:
-        return
-    for part in ("forward", "backward", "both"):
-        seconds = [sum(side[f"{p}_s"] for p in PARTS[part]) for side in (record, record["published"])]
+    """A training step on a CPU beside the published NeuroSTORM's and SwiFT's: time, processor time, memory."""
+    keys = {"step_s": "s", "processor_s": "processor seconds", "peak_gb": "peak memory, GB"}
+    for what, sides in record["pairs"].items():
+        (_, ours), (peer, theirs) = sides.items()
+        for key, unit in keys.items():
+            yield Row(
+                f"training step on a CPU, {what}" + (": memory" if key == "peak_gb" else ": time"),
+                f"training step of the base model on a CPU, a clip of {record['frames']} frames, {what}: {unit}",
+                _figure(ours[key]),
+                f"{peer}: {_figure(theirs[key])}",
+                theirs[key] / ours[key],
+                record["command"],
+                path,
+                _when(record),
+            )
+
+
+def earlier_step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """Results of before step_published.py, which hold a time of the published code that was taken apart from ours."""
+    theirs = record.get("published", {})
+    for part in theirs and (("forward_s",), ("backward_s",), ("forward_s", "backward_s")):
+        ours_s, theirs_s = (sum(side[name] for name in part) for side in (record, theirs))
         yield Row(
-            f"training step of the {record['model']} model on a CPU, one clip: {part}, s",
-            _figure(seconds[0]),
-            f"published NeuroSTORM with mamba's reference scan, timed before on two such cores: {_figure(seconds[1])}",
-            seconds[1] / seconds[0],
+            "training step on a CPU, masked autoencoder: time, taken apart",
+            f"training step of the {record['model']} model on a CPU, one clip: {' and '.join(part)}".replace("_s", "")
+            + ", s",
+            _figure(ours_s),
+            f"published NeuroSTORM with mamba's reference scan, timed before on two such cores: {_figure(theirs_s)}",
+            theirs_s / ours_s,
             record["command"],
             path,
             _when(record),
@@ -107,6 +158,7 @@ def gpu_step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
         for key, what in (("step_us", "time of a step, us"), ("peak_gb", "peak memory, GB")):
             ours, theirs = row["ours"][key], row["published"][key]
             yield Row(
+                "training step on a GPU",
                 f"training step of the base model on a GPU, {row['batch']} clips: {what}",
                 _figure(ours),
                 f"published NeuroSTORM: {_figure(theirs)}",
@@ -115,9 +167,6 @@ def gpu_step_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
                 path,
                 _when(record),
             )
-
-
-PARTS = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
 
 
 def loader_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
@@ -134,6 +183,7 @@ def loader_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
                     continue
                 ours, theirs = rows["ours", workers][key], rows[peer, workers][key]
                 yield Row(
+                    f"loader: {what}",
                     f"loader, {workers} process{'es' * (workers > 1)}: {what}",
                     _figure(ours),
                     f"{peer}: {_figure(theirs)}",
@@ -148,6 +198,7 @@ def sharding_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
     """A whole build of a run beside inflating its file."""
     for kind, row in record["rows"].items():
         yield Row(
+            "a whole build of shards, beside inflating the file alone",
             f"shards of a {kind} run of {record['source_frames']} volumes, whole build, processor seconds",
             _figure(row["build_processor_s"]),
             f"Python's gzip, inflating the file alone: {_figure(row['gzip_processor_s'])}",
@@ -156,6 +207,26 @@ def sharding_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
             path,
             _when(record),
         )
+
+
+def published_sharding_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
+    """A run made ready beside the published scripts: processor time, memory, bytes."""
+    keys = {"processor_s": "processor seconds", "peak_gb": "peak memory, GB", "stored_mb": "stored, MB"}
+    peers = {"neurostorm": "published NeuroSTORM's script", "swift": "published SwiFT's script"}
+    for kind, sides in record["rows"].items():
+        for name, peer in peers.items():
+            for key, what in keys.items() if name in sides else ():
+                ours, theirs = sides["ours"][key], sides[name][key]
+                yield Row(
+                    f"a run made ready, beside the published scripts: {what.partition(',')[0]}",
+                    f"a {kind} run of {record['source_frames']} volumes made ready for training: {what}",
+                    _figure(ours),
+                    f"{peer}: {_figure(theirs)}",
+                    theirs / ours,
+                    record["command"],
+                    path,
+                    _when(record),
+                )
 
 
 def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
@@ -167,6 +238,7 @@ def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
             continue
         theirs = series[f"{what}: one scale a run"]
         yield Row(
+            "variance that int8 leaves unexplained",
             f"int8 round trip, {what}: median correlation (times: unexplained variance)",
             f"{ours:.5f}",
             f"one scale a run, as published: {theirs:.5f}",
@@ -177,12 +249,28 @@ def fidelity_rows(record: dict[str, Any], path: Path) -> Iterator[Row]:
         )
 
 
+def no_rows(_: dict[str, Any], __: Path) -> Iterator[Row]:
+    """No comparison with a peer: the results stand on their own page."""
+    return iter(())
+
+
 SOURCES = {
-    "step_cpu_*.json": (step_rows, "training step on a CPU"),
-    "step_[!c]*.json": (gpu_step_rows, "training step on a GPU"),
+    "step_cpu_*.json": (earlier_step_rows, "training step on a CPU"),
+    "step_published_*.json": (
+        step_rows,
+        "training step on a CPU with the published code in the same run (`benchmarks/step_published.py` is ready)",
+    ),
+    "step_[!cp]*.json": (gpu_step_rows, "training step on a GPU"),
     "loader_[!s]*.json": (loader_rows, "loader beside its peers"),
     "sharding_speed_*.json": (sharding_rows, "sharding beside gunzip (`benchmarks/sharding_speed.py` is ready)"),
+    "sharding_published_*.json": (
+        published_sharding_rows,
+        "sharding beside the published scripts (`benchmarks/sharding_published.py` is ready)",
+    ),
     "fidelity_*.json": (fidelity_rows, "fidelity of int8"),
+    "science_known_truth_*.json": (no_rows, "what is planted, found (`benchmarks/science.py known_truth` is ready)"),
+    "science_killed_*.json": (no_rows, "an experiment killed and resumed (`benchmarks/science.py killed` is ready)"),
+    "science_haxby_*.json": (no_rows, "objects seen, from real scans (`benchmarks/science.py haxby` is ready)"),
 }
 "Names of results files: the rows they give, and what is not measured without them."
 

@@ -1,11 +1,14 @@
-"""The published NeuroSTORM from a clone, to be timed beside ours: what it imports, and a scan where CUDA's is missing.
+"""The published NeuroSTORM and SwiFT from clones, to be timed beside ours: what they import, and a scan for CPUs.
 
-The clone's masked autoencoder needs monai and einops, and mamba_ssm for its blocks. mamba_ssm's scan runs on CUDA
-devices alone and only if it was built; with `scan="reference"` a module of its name stands in, whose block has the
-same parameters and computes the same by this project's plain definition: slow, for any device, to know that the rest
-works. Nothing of the clone is changed.
+NeuroSTORM's masked autoencoder needs monai and einops, and mamba_ssm for its blocks. mamba_ssm's scan runs on CUDA
+devices alone and only if it was built. Two others run anywhere, slowly: `scan=FOLDER`, a clone of mamba, takes its own
+block with its own reference scan (`selective_scan_ref`), which is what a user without CUDA could do; with
+`scan="reference"` a module of its name stands in, whose block has the same parameters and computes the same by this
+project's plain definition, to know that the rest works. SwiFT's encoder needs monai and einops alone. Nothing of the
+clones is changed.
 """
 
+import importlib
 import importlib.util
 import math
 import sys
@@ -25,7 +28,7 @@ from fmri_scale.kernels.windows import Windows
 SCANS = ("mamba_ssm", "reference")
 
 
-def published_model(folder: Path, config: ModelConfig, scan: str) -> nn.Module:
+def published_model(folder: Path, config: ModelConfig, scan: str | Path) -> nn.Module:
     """Build the clone's masked autoencoder of a configuration, half of the windows hidden.
 
     Raises
@@ -38,9 +41,7 @@ def published_model(folder: Path, config: ModelConfig, scan: str) -> nn.Module:
         raise SystemExit(
             f"{source}: missing; --published takes a clone of https://github.com/CUHK-AIM-Group/NeuroSTORM"
         )
-    absent = [name for name in ("monai", "einops") if importlib.util.find_spec(name) is None]
-    if absent:
-        raise SystemExit(f"{source} imports {' and '.join(absent)}: pip install {' '.join(absent)}")
+    _prepare(source)
     if scan == "mamba_ssm" and not has_mamba():
         raise SystemExit(
             f"{source} imports mamba_ssm, whose CUDA scan (selective_scan_cuda) is not installed: {MAMBA_HINT}; "
@@ -48,8 +49,8 @@ def published_model(folder: Path, config: ModelConfig, scan: str) -> nn.Module:
         )
     if scan == "reference":
         sys.modules["mamba_ssm"] = _stand_in()
-    if not torch.cuda.is_available():  # the clone marks ranges for NVIDIA's profiler, which a CPU build refuses
-        torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: 0
+    if isinstance(scan, Path):
+        _mamba_with_its_reference(scan)
     sys.path.insert(0, str(folder))
     from models.neurostorm import NeuroSTORMMAE  # type: ignore[import-not-found]
 
@@ -60,6 +61,50 @@ def published_model(folder: Path, config: ModelConfig, scan: str) -> nn.Module:
     heads = tuple(3 * 2**i for i in range(len(config.depths)))  # of an attention that the blocks do not have
     masks = {"mask_ratio": 0.5, "spatial_mask": "window", "time_mask": "random", "last_layer_full_MSA": True}
     return NeuroSTORMMAE(**shape, window_size=window, first_window_size=window, num_heads=heads, **masks)
+
+
+def published_swift(folder: Path, config: ModelConfig) -> nn.Module:
+    """Build the encoder of SwiFT's clone, of a configuration's sizes, with the settings of its README.
+
+    Raises
+    ------
+    SystemExit
+        With one line that says what is missing.
+    """
+    source = folder / "project" / "module" / "models" / "swin4d_transformer_ver7.py"
+    if not source.exists():
+        raise SystemExit(f"{source}: missing; --swift takes a clone of https://github.com/Transconnectome/SwiFT")
+    _prepare(source)
+    sys.path.insert(0, str(source.parents[1]))
+    from models.swin4d_transformer_ver7 import SwinTransformer4D  # type: ignore[import-not-found]
+
+    shape = {"img_size": (*config.image_size, config.num_frames), "in_chans": config.in_channels}
+    shape |= {"embed_dim": config.embed_dim, "patch_size": tuple(config.patch_size), "depths": tuple(config.depths)}
+    window, heads = tuple(config.window_size), tuple(3 * 2**i for i in range(len(config.depths)))
+    return SwinTransformer4D(
+        **shape, window_size=window, first_window_size=window, num_heads=heads, last_layer_full_MSA=True, to_float=True
+    )
+
+
+def _prepare(source: Path) -> None:
+    absent = [name for name in ("monai", "einops") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SystemExit(f"{source} imports {' and '.join(absent)}: pip install {' '.join(absent)}")
+    if not torch.cuda.is_available():  # the clones mark ranges for NVIDIA's profiler, which a CPU build refuses
+        torch.cuda.nvtx.range_push = torch.cuda.nvtx.range_pop = lambda *_: 0
+
+
+def _mamba_with_its_reference(folder: Path) -> None:
+    """Import the block of a clone of mamba as `mamba_ssm.Mamba`, its CUDA scan replaced by its own reference scan."""
+    if not (folder / "mamba_ssm" / "modules" / "mamba_simple.py").exists():
+        raise SystemExit(f"{folder}: not a clone of https://github.com/state-spaces/mamba")
+    package = types.ModuleType("mamba_ssm")  # its own __init__ imports extensions and models that are not needed
+    package.__path__ = [str(folder / "mamba_ssm")]
+    sys.modules["mamba_ssm"] = package
+    block: Any = importlib.import_module("mamba_ssm.modules.mamba_simple")
+    scan: Any = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+    block.selective_scan_fn = scan.selective_scan_ref
+    package.__dict__.update(Mamba=block.Mamba, Mamba2=_Refused)
 
 
 def _stand_in() -> types.ModuleType:

@@ -5,7 +5,8 @@ python benchmarks/step_cpu.py configs/model/tiny.yaml --threads 1
 python benchmarks/step_cpu.py --volumes                         codes are decoded to a volume in every step
 
 Writes benchmarks/results/step_cpu_MODEL_MACHINE.json and .md. Random data, random weights, half of the tokens hidden,
-the loss in a brain-sized ball. The first step (allocation, code loaded on demand) is reported apart.
+the loss in a brain-sized ball. The first step (allocation, code loaded on demand) is reported apart. Beside the
+published code: step_published.py.
 """
 
 import argparse
@@ -30,8 +31,6 @@ from fmri_scale.models import MaskedAutoencoder, cost, draw_mask, parameter_grou
 from fmri_scale.training.throughput import peak_memory_gb
 
 ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = {"forward_s": 21.0, "backward_s": 322.0}
-"The published code with mamba's reference scan, base model, one clip, two cores (AMD EPYC)."
 
 
 def main() -> None:
@@ -108,9 +107,8 @@ def ball(config: ModelConfig) -> torch.Tensor:
 def summary(name: str, config: ModelConfig, steps: list[dict[str, float]]) -> dict[str, Any]:
     """Return medians over the warm steps, and what the model is."""
     warm = {phase: statistics.median(step[phase] for step in steps[1:]) for phase in steps[0]}
-    compute_s = warm["forward_s"] + warm["backward_s"]
     whole = cost(config)
-    record: dict[str, Any] = {
+    return {
         "model": name,
         "parameters": whole.total.parameters,
         "frames": config.num_frames,
@@ -120,10 +118,6 @@ def summary(name: str, config: ModelConfig, steps: list[dict[str, float]]) -> di
         "peak_resident_gb": round(peak_memory_gb(torch.device("cpu")), 3),
         "steps": [{phase: round(seconds, 4) for phase, seconds in step.items()} for step in steps],
     }
-    if config == ModelConfig():
-        record["published"] = PUBLISHED
-        record["times_faster"] = round(sum(PUBLISHED.values()) / compute_s, 1)
-    return record
 
 
 def environment(threads: int, load: float) -> dict[str, Any]:
@@ -170,12 +164,6 @@ def report(record: dict[str, Any]) -> str:
         f"| {record['forward_s'] + record['backward_s']:.3f} | {record['optimizer_s']:.3f} "
         f"| {record['processor_s']:.2f} | {record['peak_resident_gb']:.2f} |",
     ]
-    if "published" in record:
-        forward, backward = record["published"]["forward_s"], record["published"]["backward_s"]
-        lines.append(
-            f"| published code, mamba's reference scan | {forward} | {backward} | {forward + backward} | | | |"
-        )
-        lines += ["", f"{record['times_faster']} times faster over both together."]
     lines += ["", f"The first step took {record['first_step_s']:.2f} s."]
     return "\n".join(lines) + "\n"
 

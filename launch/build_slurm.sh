@@ -13,7 +13,9 @@
 #   FMRI_SHARDS_COMMAND    build (default) or append
 #
 # Without this script, from a login node that may start long processes, dask-jobqueue asks for jobs itself, as
-# ~/.config/dask/jobqueue.yaml says (queue, cores: 1, memory, walltime):
+# ~/.config/dask/jobqueue.yaml says, for example:
+#
+#   jobqueue: {slurm: {queue: normal, cores: 1, processes: 1, memory: 2GB, walltime: "12:00:00"}}
 #
 #   fmri-shards build derivatives/fmriprep --out /shared/corpus --scheduler slurm --workers 128
 #

@@ -9,9 +9,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 out="$(realpath -m "${OUT:-$root/quickstart}")"
 mkdir -p "$out"
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 
+splits=1,0,0 # few people of your own: all to pretraining
 if [ $# -eq 0 ]; then
+    splits=0.6,0.2,0.2
     say "1/5  a synthetic cohort of NIfTI runs"
     [ -f "$out/cohort/participants.tsv" ] || fmri-shards phantom "$out/cohort" --subjects 6 --volumes 64
     set -- "$out/cohort"
@@ -20,7 +24,7 @@ else
 fi
 
 say "2/5  shards"
-fmri-shards build "$@" --out "$out/corpus" --splits 0.6,0.2,0.2
+fmri-shards build "$@" --out "$out/corpus" --splits "$splits" || [ $? -eq 1 ] # 1: runs that cannot be used are named
 fmri-shards inspect "$out/corpus"
 
 say "3/5  pretraining with DeepSpeed on one process"

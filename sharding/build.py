@@ -6,11 +6,14 @@ corpus. A run that cannot be used fails alone, with its reason in runs.parquet.
 """
 
 import contextlib
+import errno
 import fcntl
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pyarrow.parquet as pq
 
@@ -24,6 +27,9 @@ from sharding.existing import Existing, read_existing
 from sharding.finish import Shards, write_corpus_files
 from sharding.plan import BuildSettings, Plan, PlannedShard, nothing_usable, plan_build
 from sharding.shard import Progress
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"What file systems mounted without locks say, as some Lustre and NFS are."
 
 Start = Callable[[int], Progress]
 "Called with the frames to come; returns what is told of frames done."
@@ -144,10 +150,7 @@ def working_folder(out: Path) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     (out / "shards").mkdir(exist_ok=True)
     with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CorpusError(f"{out}: another build is at work in it; wait for it or choose another --out") from error
+        _lock(lock, out)
         _sweep(out, work)
         try:
             yield work
@@ -157,6 +160,18 @@ def working_folder(out: Path) -> Iterator[Path]:
             # A whole corpus to which nothing was added is left as it was.
             if (out / "corpus.json").is_file() and [file.name for file in work.glob("*")] == ["lock"]:
                 shutil.rmtree(work)
+
+
+def _lock(lock: IO[str], out: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CorpusError(f"{out}: another build is at work in it; wait for it or choose another --out") from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        # What is left of the protection: workers of an earlier start make nothing more once another has begun.
+        warnings.warn(f"{out}: its file system has no locks; start no other build in it meanwhile", stacklevel=2)
 
 
 @contextlib.contextmanager

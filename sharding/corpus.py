@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sharding.errors import CorpusError
-from sharding.format import GRID_AFFINE, GRID_SHAPE, INDEX_SCHEMA, SCHEMA_VERSION
+from sharding.errors import CorpusError, ShardingError
+from sharding.format import INDEX_SCHEMA, SCHEMA_VERSION
 from sharding.mask import mask_sha256
+from sharding.mask_image import read_mask
 
 CHECKED_FILES = ("mask.nii.gz", "runs.parquet", "index.parquet")
 "Files whose bytes and sha256 stand in corpus.json under `files`, in the order in which they are written."
@@ -162,13 +162,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:
     file = path / "mask.nii.gz"
     try:
-        image = nib.load(file)
-        mask = np.asarray(image.dataobj) > 0  # type: ignore[attr-defined]
-        affine = image.affine  # type: ignore[attr-defined]
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
-    if mask.shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE):
-        raise CorpusError(f"{file}: grid {mask.shape} is not the canonical {GRID_SHAPE} RAS 2 mm grid")
+        mask = read_mask(file)
+    except ShardingError as error:
+        raise CorpusError(f"{error}; build the corpus again") from error
     if mask_sha256(mask) != meta["mask"]["sha256"]:
         raise CorpusError(f"{file}: not the mask that corpus.json names; restore it or build the corpus again")
     return mask

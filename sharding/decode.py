@@ -60,7 +60,7 @@ def write_decoded(corpus: Corpus, key: str, out: Path) -> int:
         tmp.replace(out)
         sync_folder(out.parent)
     except OSError as error:
-        raise CorpusError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from error
+        raise CorpusError(f"{out}: cannot be written ({error.strerror or error}); choose another --out") from error
     finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             tmp.unlink()

@@ -16,7 +16,6 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from sharding.format import GRID_SHAPE
 
@@ -43,6 +42,8 @@ def brain_mask(dilated: bool = True) -> np.ndarray:
     with np.load(BRAIN_FILE) as stored:
         mask = np.unpackbits(stored["bits"]).reshape(GRID_SHAPE).astype(bool)
     if dilated:
+        from scipy import ndimage  # here, because whoever reads a corpus takes its own mask and need not wait for it
+
         mask = ndimage.binary_dilation(mask, iterations=DILATION_VOXELS)
     mask.setflags(write=False)
     return mask

@@ -17,6 +17,7 @@ from typing import Any
 
 import xxhash
 
+from sharding.beside import BESIDE, Stats, stats_beside
 from sharding.discover import LeftOut, RunSource
 from sharding.errors import InputError, NotASeriesError
 from sharding.format import SCHEMA_VERSION, SEGMENT_FRAMES
@@ -32,9 +33,6 @@ HEADERS_AT_A_TIME = 16
 
 SAMPLE_OVERHEAD_BYTES = 8192
 "Headers, padding and JSON of a sample, for the size of a shard to come."
-
-BESIDE = ("mask", "confounds", "motion")
-"Files beside an image that decide what is stored of it."
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,8 @@ class PlannedRun:
     num_frames: int
     "Frames after resampling."
     split: str
+    beside: Stats
+    "Of the files beside it."
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,12 @@ def _look_at(source: RunSource, settings: BuildSettings, standing: Standing) -> 
             confounds_path=source.confounds,
             assume_mni=settings.assume_mni,
         )
+        beside = stats_beside(source)
     except NotASeriesError as error:
         return Rejected(source, "skipped" if source.found else "failed", reason_of(source, str(error)))
     except InputError as error:
         return Rejected(source, "failed", reason_of(source, str(error)))
-    return PlannedRun(source, info, num_frames, _split(source, settings, standing))
+    return PlannedRun(source, info, num_frames, _split(source, settings, standing), beside)
 
 
 def _split(source: RunSource, settings: BuildSettings, standing: Standing) -> str:
@@ -271,9 +272,7 @@ def _stored_bytes(num_frames: int, num_voxels: int) -> int:
 def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
     facts: list[Any] = [name, context]
     for run in runs:
-        beside = [getattr(run.source, name) for name in BESIDE]
-        stats = [[path.stat().st_size, path.stat().st_mtime_ns] if path else None for path in beside]
-        facts.append([_written(run.source), run.info.size, run.info.mtime_ns, run.split, stats])
+        facts.append([_written(run.source), run.info.size, run.info.mtime_ns, run.split, run.beside])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

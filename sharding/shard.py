@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sharding.beside import BESIDE, stats_beside
 from sharding.confounds import displacement
 from sharding.discover import RunSource
 from sharding.errors import InputError, ShardingError
@@ -145,10 +146,25 @@ def _prepare(planned: PlannedRun, settings: BuildSettings, work: Path, refused: 
         raise
     except Exception as error:  # a fault in a library is this run's alone, not its neighbours'
         raise InputError(_unexpected(planned, error)) from error
-    if (run.info.size, run.info.mtime_ns) != (planned.info.size, planned.info.mtime_ns):
+    try:
+        _check_unchanged(run, planned)
+    except InputError:
         run.close()
-        raise InputError(f"{source.path}: changed since it was planned; build again when nothing writes to it")
+        raise
     return run
+
+
+def _check_unchanged(run: PreparedRun, planned: PlannedRun) -> None:
+    """Refuse a run whose files are not those that were planned: its shard would stand for other inputs."""
+    source = planned.source
+    if (run.info.size, run.info.mtime_ns) != (planned.info.size, planned.info.mtime_ns):
+        raise InputError(f"{source.path}: changed since it was planned; build again when nothing writes to it")
+    for name, now, then in zip(BESIDE, stats_beside(source), planned.beside, strict=True):
+        if now != then:
+            raise InputError(
+                f"{getattr(source, name)}: {BESIDE[name]} of {source.path}, changed since the run was planned; build "
+                "again when nothing writes to it"
+            )
 
 
 def _unexpected(planned: PlannedRun, error: Exception) -> str:

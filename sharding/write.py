@@ -4,6 +4,7 @@ In: samples as a key and its members. Out: the shard with its size and sha256. T
 written beside its place, synced, and renamed.
 """
 
+import errno
 import hashlib
 import math
 import os
@@ -124,9 +125,12 @@ def unfinished(path: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder outlive a power cut."""
+    """Make the renames in a folder outlive a power cut, as far as its file system can (some network ones cannot)."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(handle)

@@ -4,9 +4,14 @@
 - reading refuses every class but the three DeepSpeed pickles itself (it loads with `weights_only=False`;
   `test_engine_refuses_a_pickle_that_runs_code`);
 - a rank that cannot write (disk full) does not leave `save_checkpoint` before its last barrier, where the others
-  would wait for ever; the fault is kept and raised afterwards (`test_full_disk_stops_all_ranks`).
+  would wait for ever; the fault is kept and raised afterwards (`test_full_disk_stops_all_ranks`). For the same reason
+  rank 0 writes no converter scripts, which unpickle anyway: consolidated_state replaces them
+  (`test_full_disk_is_told_by_all_ranks_and_leaves_nothing_half_written`).
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,8 @@ from fmri_scale.checkpoint.collective import rank
 from fmri_scale.checkpoint.reading import PICKLED_CLASSES, load_tensors
 from fmri_scale.errors import CheckpointError
 
+_FULL_BYTES = 1 << 16
+"Bytes on a disk that count as none."
 _CLASSES = dict(zip(PICKLED_CLASSES, (LossScaler, ZeroStageEnum, fragment_address), strict=True))
 
 
@@ -38,7 +45,7 @@ class EngineFiles(TorchCheckpointEngine):
         try:
             torch.save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            self.fault = self.fault or f"{path}: {str(error).splitlines()[0]}"
+            self.fault = self.fault or f"{path}: {_reason(error, Path(path).parent)}"
         else:
             self.written.append(Path(path))
 
@@ -47,9 +54,16 @@ class EngineFiles(TorchCheckpointEngine):
         return load_tensors(Path(path), _CLASSES, in_memory=True)
 
 
+def _reason(error: Exception, folder: Path) -> str:
+    """Return why a file could not be written; torch's writer only says that it stands at an unexpected position."""
+    full = shutil.disk_usage(folder).free < _FULL_BYTES
+    return os.strerror(errno.ENOSPC) if full else str(error).splitlines()[0]
+
+
 def install(engine: Any) -> None:
     """Make a DeepSpeed engine use `EngineFiles`."""
     engine.checkpoint_engine = EngineFiles()
+    engine._copy_recovery_script = lambda folder: None
 
 
 def writer(engine: Any) -> Callable[[Path], list[Path]]:
@@ -58,8 +72,6 @@ def writer(engine: Any) -> Callable[[Path], list[Path]]:
     def write(folder: Path) -> list[Path]:
         install(engine)
         engine.save_checkpoint(str(folder), tag=layout.ENGINE, save_latest=False)
-        for script in folder.glob("zero_to_*.py"):  # DeepSpeed's converters unpickle; consolidated_state replaces them
-            script.unlink(missing_ok=True)
         if engine.checkpoint_engine.fault:
             raise CheckpointError(engine.checkpoint_engine.fault)
         # what lies on a local disk is copied by DeepSpeed itself

@@ -3,7 +3,7 @@
 fmri-scale push release my-lab/brain-base --tag v1 --private
 python -c 'import fmri_scale; fmri_scale.from_pretrained("my-lab/brain-base", revision="v1")'
 
-Needs `pip install huggingface_hub` and a token that may write (`hf auth login`, or HF_TOKEN).
+Needs the extra `hub` (pip install 'fmri-scale[hub]') and a token that may write (`hf auth login`, or HF_TOKEN).
 """
 
 import argparse

@@ -29,6 +29,8 @@ class ModelConfig:
     "Window of the first stage of the encoder."
     last_stage_full: bool = True
     "The last stage's window spans its whole token grid in space and its blocks are not shifted."
+    wrap_shift: bool = True
+    "Shifted windows go on at the opposite edge of the token grid (published); false: they end in zero padding there."
     channel_multiplier: int = 2
     "Growth of the width from stage to stage."
     mlp_ratio: float = 4.0

@@ -6,6 +6,7 @@ and the corpus id; its shards stay where they are.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -13,14 +14,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmri_scale.config import DataConfig
 from fmri_scale.data.reading import ReadFault
-from fmri_scale.data.remote import Store, make_store
 from fmri_scale.data.table import SampleTable
 from fmri_scale.errors import DataError
 from sharding.corpus import Corpus, open_corpus
+
+if TYPE_CHECKING:
+    from fmri_scale.data.remote import Store
 
 MOST_BYTES = {"corpus.json": 1 << 28, "mask.nii.gz": 1 << 24, "index.parquet": 1 << 32}
 "Files that are copied of a remote corpus, and the bytes beyond which they cannot be what they should be."
@@ -66,9 +69,14 @@ def open_corpora(config: DataConfig, check_shards: bool = True) -> list[Corpus]:
 def preflight(corpora: Sequence[Corpus], config: DataConfig) -> None:
     """Look at all shards, many at a time; DataError with the list of those that are missing or of another size."""
     shards = [(corpus, shard) for corpus in corpora for shard in corpus.meta["shards"]]
+
+    def look(first: int) -> list[tuple[int, str]]:
+        """Return what is wrong with every CHECKS-th shard, by its number: a task each would cost more than a stat."""
+        numbers = range(first, len(shards), CHECKS)
+        return [(number, text) for number in numbers if (text := _look_at(*shards[number], config))]
+
     with ThreadPoolExecutor(CHECKS) as threads:
-        found = threads.map(lambda pair: _look_at(pair[0], pair[1], config), shards)
-        wrong = [text for text in found if text]
+        wrong = [text for _, text in sorted(itertools.chain.from_iterable(threads.map(look, range(CHECKS))))]
     if wrong:
         more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         names = "; ".join(wrong[:NAMED])
@@ -115,7 +123,7 @@ def _open(place: str, config: DataConfig) -> Corpus:
         return open_corpus(place, check_shards=False)
     url = place.rstrip("/")
     try:
-        store = make_store(url.partition("://")[0], timeout_s(config))
+        store = _store(url, config)
         with contextlib.closing(store):
             folder = _copy_small_files(url, store, cache_folder(config) / "corpora")
     except ReadFault as fault:
@@ -124,7 +132,14 @@ def _open(place: str, config: DataConfig) -> Corpus:
     return RemoteCorpus(corpus.path, corpus.meta, corpus.mask, corpus.index, url)
 
 
-def _copy_small_files(url: str, store: Store, cache: Path) -> Path:
+def _store(url: str, config: DataConfig) -> "Store":
+    """Return what reads a URL."""
+    from fmri_scale.data.remote import make_store  # brings HTTP, which a corpus on disk does not need
+
+    return make_store(url.partition("://")[0], timeout_s(config))
+
+
+def _copy_small_files(url: str, store: "Store", cache: Path) -> Path:
     """Return the folder with copies of the corpus' small files, made now or before."""
     description = store.whole(f"{url}/corpus.json", MOST_BYTES["corpus.json"])
     try:
@@ -157,7 +172,7 @@ def _look_at(corpus: Corpus, shard: dict[str, Any], config: DataConfig) -> str:
     place, expected = location(corpus, shard["name"]), int(shard["bytes"])
     try:
         if isinstance(corpus, RemoteCorpus):
-            with contextlib.closing(make_store(place.partition("://")[0], timeout_s(config))) as store:
+            with contextlib.closing(_store(place, config)) as store:
                 size = store.size(place)
         else:
             size = os.stat(place).st_size

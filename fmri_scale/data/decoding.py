@@ -5,6 +5,8 @@ per voxel, z = gain * q + shift, so the kernels can apply the same numbers witho
 stands what "no brain" is in that normalisation: the run's background for run_z (as published), 0 otherwise.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -62,19 +64,15 @@ def decode(
     -------
     [B, 1, X, Y, Z, T] of `dtype`, contiguous.
     """
-    gain, shift = affine(batch, normalisation)
-    values = torch.addcmul(shift[:, None], gain[:, None], batch.codes)
-    if normalisation == "frame_z":
-        sd, mean = torch.std_mean(values, dim=2, correction=0, keepdim=True)
-        values = (values - mean) / sd.clamp_min(torch.finfo(torch.float32).tiny)
-    outside = batch.background if normalisation == "run_z" else torch.zeros_like(batch.background)
-    clips, frames, _ = values.shape
-    voxels = GRID_SHAPE[0] * GRID_SHAPE[1] * GRID_SHAPE[2]
-    volume = outside.to(dtype)[:, None, None].repeat(1, voxels, frames)
-    volume.index_copy_(1, mask_index, values.transpose(1, 2).to(dtype))
-    volume = volume.view(clips, 1, *GRID_SHAPE, frames)
     factors = reduction(image_size)
-    return volume if factors == (1, 1, 1) else _block_mean(volume, factors)
+    outside = batch.background if normalisation == "run_z" else torch.zeros_like(batch.background)
+    if factors != (1, 1, 1):
+        return _block_means(batch, normalisation, mask_index, factors, outside).to(dtype)
+    values = _values(batch.codes, *affine(batch, normalisation), normalisation == "frame_z")
+    clips, frames, _ = values.shape
+    volume = outside.to(dtype)[:, None, None].repeat(1, math.prod(GRID_SHAPE), frames)
+    volume.index_copy_(1, mask_index, values.transpose(1, 2).to(dtype))
+    return volume.view(clips, 1, *GRID_SHAPE, frames)
 
 
 def reduction(image_size: tuple[int, int, int] | list[int]) -> tuple[int, int, int]:
@@ -97,8 +95,34 @@ def reduced_mask(mask: torch.Tensor, image_size: tuple[int, int, int] | list[int
     return F.max_pool3d(mask[None].float(), factors, factors)[0] > 0
 
 
-def _block_mean(volume: torch.Tensor, factors: tuple[int, int, int]) -> torch.Tensor:
-    clips, _, x, y, z, frames = volume.shape
-    a, b, c = factors
-    blocks = volume.view(clips, 1, x // a, a, y // b, b, z // c, c, frames)
-    return blocks.float().mean(dim=(3, 5, 7)).to(volume.dtype)
+def _values(codes: torch.Tensor, gain: torch.Tensor, shift: torch.Tensor, each_frame: bool) -> torch.Tensor:
+    """Return normalised values of brain voxels, float32 [..., T, V]; `each_frame`: by its own mean and sd."""
+    values = torch.addcmul(shift.unsqueeze(-2), gain.unsqueeze(-2), codes)
+    if not each_frame:
+        return values
+    sd, mean = torch.std_mean(values, dim=-1, correction=0, keepdim=True)
+    return (values - mean) / sd.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _block_means(
+    batch: ClipBatch,
+    normalisation: str,
+    mask_index: torch.Tensor,
+    factors: tuple[int, int, int],
+    outside: torch.Tensor,
+) -> torch.Tensor:
+    """Return the volume [B, 1, X, Y, Z, T] of block means, without ever making the whole one.
+
+    Brain voxels are added to their blocks, and `outside` [B] once for each other voxel. Frame by frame, in a CPU's
+    cache: a tenth of the time of decoding all voxels first, which was most of a small model's step.
+    """
+    x, y, z = (grid // factor for grid, factor in zip(GRID_SHAPE, factors, strict=True))
+    i, j, k = torch.unravel_index(mask_index, GRID_SHAPE)
+    block = ((i // factors[0]) * y + j // factors[1]) * z + k // factors[2]
+    size = math.prod(factors)
+    empty = size - torch.bincount(block, minlength=x * y * z)
+    sums = outside[:, None, None] * empty.repeat(batch.codes.shape[1], 1)
+    for total, codes, gain, shift in zip(sums, batch.codes, *affine(batch, normalisation), strict=True):
+        for frame, of_voxel in zip(total, codes, strict=True):
+            frame.index_add_(0, block, _values(of_voxel[None], gain, shift, normalisation == "frame_z")[0])
+    return (sums / size).transpose(1, 2).contiguous().view(len(sums), 1, x, y, z, -1)

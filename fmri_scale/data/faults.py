@@ -49,8 +49,13 @@ class FaultLog:
         self.policy, self.max_fraction, self.max_clips, self.rank = policy, max_fraction, max_clips, rank
         self.bad: list[BadClip] = []
         self.retries = 0
-        self.restarts = 0
         self._quarantine = quarantine
+
+    def repeated(self, reads: int, what: str) -> None:
+        """Count reads that were repeated, and say of what: a store on its way to fail is seen before it does."""
+        if reads:
+            self.retries += reads
+            get_logger(__name__).info("%d reads were repeated, of %s", reads, what)
 
     def add(self, clip: BadClip) -> None:
         """Write a bad clip down; DataError where the policy is to stop at the first."""

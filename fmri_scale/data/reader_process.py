@@ -15,14 +15,16 @@ import signal
 import socket
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fmri_scale.data.reading import ClipReader, ReadFault
 from fmri_scale.data.request import ClipRequest, SlotLayout, SlotViews
 from fmri_scale.data.sources import make_source
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 PARENT_CHECK_S = 5.0
 "Seconds between looks whether the parent still lives (another child of it may hold the socket open)."
@@ -60,7 +62,7 @@ class Worker:
         source = make_source(setup["source"])
         self.reader = ClipReader(source, self.layout, setup["verify"], setup["retries"])
         self._map = mmap.mmap(ring, os.fstat(ring).st_size)
-        self._threads = ThreadPoolExecutor(setup["threads"]) if setup["threads"] > 1 else None
+        self._threads = _threads(setup["threads"])
 
     def read(self, message: dict[str, Any]) -> dict[str, Any]:
         """Read a job; return the answer to it."""
@@ -82,6 +84,14 @@ class Worker:
         except ReadFault as fault:
             faults[place] = str(fault)
             return self.reader.retries
+
+
+def _threads(number: int) -> "ThreadPoolExecutor | None":
+    if number == 1:
+        return None
+    from concurrent.futures import ThreadPoolExecutor  # brings logging, which local files do not need
+
+    return ThreadPoolExecutor(number)
 
 
 def _receive(connection: socket.socket, parent: int, lines: queue.SimpleQueue) -> None:

@@ -1,5 +1,6 @@
 """The reader processes of a rank, seen from the training process: who reads what, who died, who is stuck.
 
+The processes start before anybody knows what they will read, so that the index is read meanwhile (see `begin`).
 Jobs go out in order to the reader with the least to do; answers are taken while waiting. A reader that dies is
 replaced and its jobs are read again. One that answers nothing for `stall_timeout_s` has its stacks and pending reads
 logged first. A job that brings down three readers is given up, and its clips count as unreadable.
@@ -40,7 +41,7 @@ DUMP_S = 2.0
 class Reader:
     """One process, with the jobs it has not answered, in the order in which it reads them."""
 
-    def __init__(self, setup: bytes, ring: Ring) -> None:
+    def __init__(self, ring: Ring) -> None:
         here, there = socket.socketpair()
         self.socket, self.jobs, self.unread = here, deque[tuple[Job, int]](), 0
         self._dump = os.memfd_create("fmri_scale_stacks", os.MFD_CLOEXEC)
@@ -54,7 +55,6 @@ class Reader:
             env=_environment(),
         )
         there.close()
-        self.send(setup)
 
     def send(self, line: bytes) -> None:
         """Send a line; a reader that is gone is noticed when it is listened to."""
@@ -104,12 +104,10 @@ class Reader:
 
 
 class ReaderPool:
-    """Reads jobs with `num_readers` processes.
+    """Reads jobs with `num_readers` processes, which start at once and wait for `begin`.
 
     Parameters
     ----------
-    setup
-        What reader_process.Worker is told, beside the layout.
     ring
         Memory that is shared with them.
     stall_timeout_s
@@ -118,8 +116,8 @@ class ReaderPool:
         Turns a job into text for messages.
     """
 
-    def __init__(self, setup: dict[str, Any], ring: Ring, num_readers: int, stall_timeout_s: float, where: Any) -> None:
-        self._setup = json.dumps({**setup, "layout": asdict(ring.layout)}).encode()
+    def __init__(self, ring: Ring, num_readers: int, stall_timeout_s: float, where: Any) -> None:
+        self._setup = b""
         self._ring, self._stall_timeout_s, self._where = ring, stall_timeout_s, where
         self._waiting: deque[tuple[Job, bytes]] = deque()
         self._lives: dict[int, int] = {}
@@ -128,6 +126,12 @@ class ReaderPool:
         self.readers: list[Reader] = []
         for _ in range(num_readers):
             self._start()
+
+    def begin(self, setup: dict[str, Any]) -> None:
+        """Tell the readers what reader_process.Worker must know, beside the layout; the ring has its size by now."""
+        self._setup = json.dumps({**setup, "layout": asdict(self._ring.layout)}).encode()
+        for reader in self.readers:
+            reader.send(self._setup)
 
     def submit(self, job: Job) -> None:
         """Have a job read, after those submitted before."""
@@ -159,7 +163,9 @@ class ReaderPool:
         self._selector.close()
 
     def _start(self) -> None:
-        reader = Reader(self._setup, self._ring)
+        reader = Reader(self._ring)
+        if self._setup:
+            reader.send(self._setup)
         self._selector.register(reader.socket, selectors.EVENT_READ, reader)
         self.readers.append(reader)
 

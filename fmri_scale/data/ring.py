@@ -26,22 +26,20 @@ class Loan:
 
 
 class Ring:
-    """`num_slots` slots of `layout` in shared memory.
+    """Slots in shared memory: a file without a name, `fd`, that readers inherit before it has its size."""
 
-    Raises
-    ------
-    DataError
-        The memory cannot be had.
-    """
+    layout: SlotLayout
 
-    def __init__(self, layout: SlotLayout, num_slots: int) -> None:
-        self.layout, self.num_slots = layout, num_slots
-        size = layout.slot_bytes * num_slots
+    def __init__(self) -> None:
         self.fd = os.memfd_create("fmri_scale_ring", os.MFD_CLOEXEC)
+
+    def allocate(self, layout: SlotLayout, num_slots: int) -> None:
+        """Make room for `num_slots` slots of `layout`; DataError where the memory cannot be had."""
+        self.layout = layout
+        size = layout.slot_bytes * num_slots
         try:
             os.posix_fallocate(self.fd, 0, size)
         except OSError as error:
-            os.close(self.fd)
             raise DataError(
                 f"no memory for a ring of {num_slots} micro-batches, {size / 1e6:.0f} MB ({error.strerror}); "
                 "lower data.prefetch_mb or optim.micro_batch"

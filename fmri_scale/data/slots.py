@@ -24,34 +24,37 @@ REMOTE_CLIPS = 8
 
 
 class Slots:
-    """The ring of a rank and those who fill it.
+    """The ring of a rank and those who fill it; made first, so that readers start, and opened when all is known.
 
     Parameters
     ----------
-    layout
-        Of a slot.
-    spec
-        Description of the source (see corpora.source_spec).
     config
         num_readers, prefetch_mb, verify, retries and stall_timeout_s are used.
     where
         Says in words what a job reads.
     """
 
-    def __init__(
-        self, layout: SlotLayout, spec: dict[str, Any], config: DataConfig, where: Callable[[Job], str]
-    ) -> None:
-        self.layout = layout
-        self.ring = Ring(layout, _num_slots(config, layout))
-        reader = ClipReader(make_source(spec), layout, config.verify, config.retries)
-        self._inline = InlineReader(reader, lambda slot: layout.views(self._memory(slot), layout.batch))
+    layout: SlotLayout
+    _inline: InlineReader | None = None
+
+    def __init__(self, config: DataConfig, where: Callable[[Job], str]) -> None:
+        self._config = config
+        self.ring = Ring()
         self._private: dict[int, np.ndarray] = {}
         self._jobs = 0
         self._pool: ReaderPool | None = None
         if config.num_readers:
+            self._pool = ReaderPool(self.ring, config.num_readers, config.stall_timeout_s, where)
+
+    def open(self, layout: SlotLayout, spec: dict[str, Any]) -> None:
+        """Make room for slots of a layout, to be filled from a source (see corpora.source_spec)."""
+        config, self.layout = self._config, layout
+        self.ring.allocate(layout, _num_slots(config, layout))
+        reader = ClipReader(make_source(spec), layout, config.verify, config.retries)
+        self._inline = InlineReader(reader, lambda slot: layout.views(self._memory(slot), layout.batch))
+        if self._pool is not None:
             threads = REMOTE_CLIPS if spec["kind"] == "remote" else 1
-            setup = {"source": spec, "verify": config.verify, "retries": config.retries, "threads": threads}
-            self._pool = ReaderPool(setup, self.ring, config.num_readers, config.stall_timeout_s, where)
+            self._pool.begin({"source": spec, "verify": config.verify, "retries": config.retries, "threads": threads})
 
     @property
     def has_room(self) -> bool:
@@ -84,6 +87,7 @@ class Slots:
         if self._pool is not None and job.slot >= 0:
             self._pool.wait(job)
         elif not job.done:
+            assert self._inline is not None, "opened"
             self._inline.read(job)
 
     def lend(self, job: Job, count: int) -> tuple[SlotViews, Loan]:
@@ -104,7 +108,8 @@ class Slots:
         """End the readers; let go of shards and memory."""
         if self._pool is not None:
             self._pool.close()
-        self._inline.close()
+        if self._inline is not None:
+            self._inline.close()
         self.ring.close()
 
     def _memory(self, slot: int) -> np.ndarray:

@@ -105,19 +105,29 @@ class ClipStream:
         _check_split(global_batch, micro_batch, world_size)
         corpora = [corpus] if isinstance(corpus, Corpus) else list(corpus)
         self.config, self.rank, self.world_size, self.micro_batch = config, rank, world_size, micro_batch
-        self.table = sample_table(corpora, config.split)
-        order = Order(num_frames, seed, config.lanes, config.shuffle_block, config.min_jitter)
-        self.plan = Plan(self.table, order, config.weights, config.temperature)
+        self._slots = Slots(config, self._where)  # first, since readers take as long to start as the index to be read
+        try:
+            self._open(corpora, num_frames, seed)
+        except BaseException:
+            self._slots.close()
+            raise
         self.faults = FaultLog(config.on_bad_sample, config.max_bad_fraction, config.max_bad_clips, rank, quarantine)
-        with_stats = config.normalisation == "voxel_z"
-        self._layout = SlotLayout(micro_batch, num_frames, self.table.num_voxels, with_stats, NPY_HEADER_BYTES)
-        self._slots = Slots(self._layout, source_spec(corpora, self.table, config), config, self._where)
-        pin(self._slots.ring)
         self._pending: deque[MicroBatch] = deque()
         self.clip_hash = 0
         self.delivered = self.delivered_hash = self.consumed = self.consumed_hash = 0
         self._restart(position)
         self._log_plan()
+
+    def _open(self, corpora: list[Corpus], num_frames: int, seed: int) -> None:
+        """Read the index, make the plan, and tell the readers of both."""
+        config = self.config
+        self.table = sample_table(corpora, config.split)
+        order = Order(num_frames, seed, config.lanes, config.shuffle_block, config.min_jitter)
+        self.plan = Plan(self.table, order, config.weights, config.temperature)
+        with_stats = config.normalisation == "voxel_z"
+        layout = SlotLayout(self.micro_batch, num_frames, self.table.num_voxels, with_stats, NPY_HEADER_BYTES)
+        self._slots.open(layout, source_spec(corpora, self.table, config))
+        pin(self._slots.ring)
 
     def _log_plan(self) -> None:
         log = get_logger(__name__).info if self.rank == 0 else get_logger(__name__).debug
@@ -205,7 +215,7 @@ class ClipStream:
         """Return the clips that were read, each unreadable one replaced by policy; raise where that is the policy."""
         clips = Clips(*(column.copy() for column in micro.clips))
         for attempt in range(SUBSTITUTES + 1):
-            self.faults.retries += micro.job.retries
+            self.faults.repeated(micro.job.retries, self._where(micro.job))
             faults = micro.job.faults
             if not faults:
                 return clips

@@ -48,7 +48,7 @@ CHUNK = 1 << 18
 
 
 class PlanSource(torch.utils.data.IterableDataset):
-    """Source stage: the clips of the plan from a position on, without end.
+    """Source stage: the clips of the plan from a position on, without end; one that cannot be read ends it by name.
 
     Parameters
     ----------

@@ -32,10 +32,11 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm, residual: bool) -> Tensor:
         """Normalise and map the last axis, with `residual` add x; dropout follows both maps, as published."""
-        weights = cast_like(x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias)
+        gain, shift, up, up_bias, down, down_bias = cast_like(
+            x, norm.weight, norm.bias, self.up.weight, self.up.bias, self.down.weight, self.down.bias
+        )
         if self.dropout.p == 0.0 or not self.training:
-            return norm_mlp(x, *weights, norm.eps, residual, self.backend)
-        gain, shift, up, up_bias, down, down_bias = weights
+            return norm_mlp(x, gain, shift, up, up_bias, down, down_bias, norm.eps, residual, self.backend)
         hidden = F.gelu(F.linear(F.layer_norm(x, gain.shape, gain, shift, norm.eps), up, up_bias))
         branch = self.dropout(F.linear(self.dropout(hidden), down, down_bias))
         return x + branch if residual else branch
@@ -58,7 +59,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.window = shape.window
-        self.shifted = shifted
+        self.shifted, self.wrap = shifted, shape.wrap
         self.drop_path = drop_path
         self.salt = 3 * number
         self.norm1 = nn.LayerNorm(shape.width)
@@ -83,7 +84,7 @@ class Block(nn.Module):
     def _mix(self, x_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
         """Return the tokens with the mixer's branch added."""
         b, d, h, w, t, c = x_BDHWTC.shape
-        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted)
+        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted, self.wrap)
         windows = Windows(padded, window, shift)
         added = padded == (d, h, w, t) and self.strd is None and not self._drops  # by the mixer itself
         mixed_BNC = self.mixer(x_BDHWTC, self.norm1, windows, added)

@@ -13,7 +13,6 @@ from fmri_scale.config import ModelConfig
 from fmri_scale.models.shapes import (
     StageShape,
     decoder_stages,
-    effective_window,
     encoder_stages,
     patch_values,
     stage_width,
@@ -110,15 +109,15 @@ def _norm(width: int) -> PartCost:
 def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -> PartCost:
     """Cost of a stage's blocks; of each its input and the MLP's are kept, beside what the mixer keeps."""
     tokens, width = math.prod(shape.grid) * frames, shape.width
-    padded, _, _ = effective_window((*shape.grid, frames), shape.window, shape.shifted)
     hidden = int(width * config.mlp_ratio)
     mlp = _linear(tokens, width, hidden, bias=True) + _linear(tokens, hidden, width, bias=True)
-    block = _norm(width) + _mixer(config, width, tokens, math.prod(padded)) + _norm(width) + mlp
-    block += PartCost(prompts * width, kept_values=2 * tokens * width)
+    rest = _norm(width) + _norm(width) + mlp + PartCost(prompts * width, kept_values=2 * tokens * width)
+    blocks = [rest + _mixer(config, width, tokens, padded) for padded in shape.padded_tokens(frames)]
     if config.checkpoint_blocks:
-        twice = block.backward_flops + block.forward_flops
-        block = PartCost(block.parameters, block.forward_flops, twice, tokens * width)
-    return sum([block] * shape.depth, PartCost())
+        blocks = [
+            PartCost(b.parameters, b.forward_flops, b.backward_flops + b.forward_flops, tokens * width) for b in blocks
+        ]
+    return sum(blocks, PartCost())
 
 
 def _mixer(config: ModelConfig, width: int, inward: int, tokens: int) -> PartCost:

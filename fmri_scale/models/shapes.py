@@ -14,13 +14,25 @@ Grid4 = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class StageShape:
-    """One stage: `width` channels on `grid` (tokens along x, y, z), `depth` blocks over windows (x, y, z, t)."""
+    """One stage: `width` channels on `grid` (tokens along x, y, z), `depth` blocks over windows (x, y, z, t).
+
+    Where `shifted`, its odd blocks start half a window further and, with `wrap`, go on at the opposite edge.
+    """
 
     width: int
     grid: tuple[int, int, int]
     depth: int
     window: Grid4
     shifted: bool
+    wrap: bool = True
+
+    def padded_tokens(self, frames: int) -> list[int]:
+        """Return, for each of its blocks, the tokens of one clip's grid rounded up to whole windows."""
+        fitted = (
+            effective_window((*self.grid, frames), self.window, self.shifted and block % 2 == 1, self.wrap)
+            for block in range(self.depth)
+        )
+        return [math.prod(padded) for padded, _, _ in fitted]
 
 
 def token_grid(config: ModelConfig) -> tuple[int, int, int]:
@@ -44,7 +56,7 @@ def encoder_stages(config: ModelConfig) -> list[StageShape]:
         full = i == last and config.last_stage_full
         if full:
             window = (x, y, z, config.window_size[3])
-        stages.append(StageShape(stage_width(config, i), (x, y, z), depth, window, shifted=not full))
+        stages.append(StageShape(stage_width(config, i), (x, y, z), depth, window, not full, config.wrap_shift))
     return stages
 
 
@@ -52,7 +64,7 @@ def decoder_stages(config: ModelConfig) -> list[StageShape]:
     """Return the decoder's stages from coarse to fine; all use `window_size`, none stands for the last stage."""
     mirrored = encoder_stages(config)[-2::-1]
     window = _grid4(config.window_size)
-    return [StageShape(s.width, s.grid, s.depth, window, shifted=True) for s in mirrored]
+    return [StageShape(s.width, s.grid, s.depth, window, True, s.wrap) for s in mirrored]
 
 
 def stage_width(config: ModelConfig, stage: int) -> int:
@@ -68,18 +80,22 @@ def drop_path_rates(config: ModelConfig) -> list[list[float]]:
     return [rates[start : start + depth] for start, depth in zip(starts, config.depths, strict=True)]
 
 
-def effective_window(grid: Grid4, window: Grid4, shifted: bool) -> tuple[Grid4, Grid4, Grid4]:
+def effective_window(grid: Grid4, window: Grid4, shifted: bool, wrap: bool = True) -> tuple[Grid4, Grid4, Grid4]:
     """Fit a window to a token grid (x, y, z, t).
+
+    Without `wrap` the grid is padded by half a window more on every shifted axis, so that the window which goes on at
+    the opposite edge holds nothing but padding before it: no token meets one from the other side of the brain.
 
     Returns
     -------
-    padded : the grid rounded up to whole windows.
+    padded : the grid rounded up to whole windows, at its ends.
     window : no larger than the grid on any axis.
     shift : half a window where `shifted` and the grid is larger than the window, else 0.
     """
     fitted = [min(n, w) for n, w in zip(grid, window, strict=True)]
     shift = [w // 2 if shifted and n > w else 0 for n, w in zip(grid, window, strict=True)]
-    padded = [-(-n // w) * w for n, w in zip(grid, fitted, strict=True)]
+    room = [n if wrap else n + s for n, s in zip(grid, shift, strict=True)]
+    padded = [-(-n // w) * w for n, w in zip(room, fitted, strict=True)]
     return _grid4(padded), _grid4(fitted), _grid4(shift)
 
 

@@ -1,6 +1,6 @@
 """Releases on the Hugging Face hub: push a folder as one commit, fetch one as a folder of this machine.
 
-`huggingface_hub` moves the bytes (install it with pip; nothing else here needs it) and keeps what it fetched; the
+`huggingface_hub` moves the bytes (the extra `hub`; nothing else here needs it) and keeps what it fetched; the
 release's own checksums are compared after every transfer, in both directions. HF_ENDPOINT and HF_TOKEN are honoured.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 from fmri_scale.checkpoint.files import sha256
 from fmri_scale.errors import CheckpointError
 from fmri_scale.release import checksums, layout
+from sharding.extras import remedy
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 WAIT_S = 30.0
@@ -117,8 +118,8 @@ def _hub() -> ModuleType:
     try:
         import huggingface_hub
         import huggingface_hub.errors
-    except ImportError as error:
-        raise CheckpointError("the hub needs the package huggingface_hub: pip install huggingface_hub") from error
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"models by name come from the hub: {remedy(error) or error}") from error
     return huggingface_hub
 
 

@@ -11,6 +11,7 @@ profile/          traces of chosen steps         logs/stacks_rank_K.txt   where 
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -54,6 +55,25 @@ def take(run_dir: Path) -> TextIO:
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
     return lock
+
+
+def absent(run_dir: Path) -> list[Path]:
+    """Return the folder and those above it that are not there yet, from the inside out."""
+    return [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+
+
+def remove(made: list[Path]) -> None:
+    """Take back a run's folder that this start made (`absent` before `take`), and those above it that are empty.
+
+    For one process alone: other ranks, and who started them, read in status.json why the run failed.
+    """
+    for run_dir in made[:1]:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    for above in made[1:]:
+        try:
+            above.rmdir()
+        except OSError:  # another run began in it
+            return
 
 
 def find_checkpoint(config: Config) -> CheckpointDir | None:

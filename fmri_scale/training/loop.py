@@ -4,6 +4,7 @@
 step.py (one optimizer step), build.py (the engine), folder.py (the run's folder), guards.py, signals.py.
 """
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from fmri_scale.training.step import StepResult, train_step
 from fmri_scale.training.throughput import Speed
 from fmri_scale.training.tracing import Profiler
 from fmri_scale.training.validate import require_validation, validation_loss
-from fmri_scale.training.watch import Watch, space
+from fmri_scale.training.watch import Watch, finite, space
 from fmri_scale.training.watch.hang import LOST
 from sharding.errors import ShardingError
 
@@ -54,6 +55,7 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         `failed` with the message.
     """
     run_dir = Path(config.run_dir)
+    made = folder.absent(run_dir) if launch.world_size == 1 else []
     lock: list[TextIO] = []
     collective.on_rank_0(lambda: lock.append(folder.take(run_dir)))
     configure_logging(launch.rank, config.log.level, run_dir / "logs" / f"rank_{launch.rank}.log")
@@ -74,13 +76,16 @@ def run(config: Config, launch: Launch, device: torch.device, stop: StopRequest,
         plain = _plain(error, run_dir)
         code = 1 if plain is None or isinstance(plain, LostRankError) else 2
         message = (trainer.watch.hung if trainer else "") or (repr(error) if plain is None else str(plain))
-        status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
+        with contextlib.suppress(OSError):  # on a full disk the error itself is what matters
+            status.write("failed", trainer.step if trainer else 0, exit_code=code, message=message)
         if plain is None or plain is error:
             raise
         raise plain from error
     finally:
         if trainer:
             trainer.close(code)
+        elif code == 2:  # nothing was trained: a mistake to mend leaves nothing behind
+            folder.remove(made)
         for file in lock:
             file.close()
 
@@ -213,6 +218,7 @@ class Trainer:
         else:
             ranks = collective.gather({"micro_batches": result.micro_batches})
             self.bad_steps.bad(self.step, result.grad_norm, ranks, writes=self.main)
+            finite.require(self.engine.module, self.step)
 
     def _report(self, result: StepResult, validation: float | None = None) -> None:
         self.progress.update(self.step, result.loss, result.lr, self.speed.frames_per_s)
@@ -235,7 +241,7 @@ class Trainer:
             "skipped_steps": self.bad_steps.total,
             "clips": self.stream.position,
             "clip_hash": f"{self.stream.clip_hash:016x}",
-            "substituted_clips": len(self.stream.faults.bad),
+            "substituted_clips": result.bad_clips,
             "epoch": self.stream.position / self.clips_per_epoch,
             **self.speed.row(),
             **times,
@@ -264,6 +270,7 @@ class Trainer:
         if self.saved_step == self.step:
             return
         begin = time.monotonic()
+        finite.require(self.engine.module, self.step)
         collective.on_rank_0(lambda: space.require(self.run_dir, checkpoint_bytes(self.config), self.step))
         check_ranks(self.stream)
         energy = total_energy(collective.gather(self.energy.joules()), self.energy_before)
@@ -286,7 +293,9 @@ class Trainer:
         self.saved_step = self.step
         keep = self.config.checkpoint
         collective.on_rank_0(lambda: retention.prune(self.run_dir, keep.keep_last, keep.keep_every))
-        self.watch.saved(time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        self.watch.saved(seconds)
+        self.speed.saved(seconds)
         log.info("checkpoint %s", saved.path)
 
     def _write(self, folder: Path) -> list[Path]:
@@ -303,10 +312,12 @@ class Trainer:
         target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
         clip = pictures.fixed_clip(self.config, self.corpora)
         title = f"step {self.step}, {clip.keys[0]}"
-        volumes = self.prepare.volumes
-        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, draws=self.main)
+        volumes, signal = self.prepare.volumes, pictures.SIGNAL[self.config.data.normalisation]
+        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, signal, draws=self.main)
         if self.main:
-            pictures.draw_loss(self.run_dir, target.with_name("loss.png"))
+            alone = not self.config.objective.contrasts
+            meaning = "mean squared error on hidden voxels" if alone else "loss"
+            pictures.draw_loss(self.run_dir, target.with_name("loss.png"), meaning)
             self.tracker.picture("reconstruction", target, self.step)
         self.watch.saved(0.0)
 

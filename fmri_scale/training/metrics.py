@@ -5,6 +5,7 @@ are dropped, so the file is one curve. W&B rows carry the step as a value of the
 conflict there; the run keeps its id through resumes.
 """
 
+import contextlib
 import json
 import math
 import netrc
@@ -102,6 +103,8 @@ class WandbTracker:
         except Exception as error:
             self._lost = True
             log.warning("W&B is lost (%s); metrics go on in %s", _first_line(error), METRICS)
+            with contextlib.suppress(Exception):
+                self._wandb.teardown()  # else a service that has died is asked again when the process ends
 
 
 def wandb_mode(wanted: str) -> str:

@@ -17,9 +17,18 @@ from fmri_scale.errors import DataError
 from fmri_scale.models import MaskedAutoencoder
 from fmri_scale.training.metrics import read_metrics
 from sharding.corpus import Corpus
+from sharding.format import GRID_AFFINE, GRID_SHAPE
+from sharding.planes import PLANES, mark_sides, png_bytes, pyplot, slice_of
 
 PICTURES = "pictures"
-PLANES = ("sagittal", "coronal", "axial")
+SIGNAL = {
+    "run_z": "BOLD signal (standard deviations of the run)",
+    "voxel_z": "BOLD signal (standard deviations of the voxel)",
+    "frame_z": "BOLD signal (standard deviations of the frame)",
+    "none": "BOLD signal (as in the file)",
+}
+"What the shades mean, by normalisation."
+HIDDEN = "darkslateblue"
 
 
 def fixed_clip(config: Config, corpora: Sequence[Corpus]) -> ClipBatch:
@@ -40,9 +49,13 @@ def draw_reconstruction(
     batch: ClipBatch,
     path: Path,
     title: str,
+    signal: str,
     draws: bool,
 ) -> None:
-    """Draw input, masked input and reconstruction of a clip's middle frame in three planes; all ranks call it."""
+    """Draw input, masked input and reconstruction of a clip's middle frame in three planes; all ranks call it.
+
+    `signal` says what the shades mean.
+    """
     volume, mask, brain = volumes(batch)
     engine.eval()
     with torch.no_grad():
@@ -57,8 +70,8 @@ def draw_reconstruction(
     scored = np.ones(seen.shape[:3], dtype=bool) if brain is None else brain.cpu().numpy() > 0
     frame = seen.shape[-1] // 2
     panels = three_panels(seen[..., frame], covered[..., frame], predicted[..., frame], scored)
-    centre = [round(axis.mean()) for axis in np.nonzero(scored)]
-    _draw_panels(panels, centre, f"{title}, loss {output.loss.item():.4f}", path)
+    title = f"{title}, frame {frame + 1} of {seen.shape[-1]}; loss {output.loss.item():.4f}"
+    _write(path, _panels(panels, scored, title, signal))
 
 
 def three_panels(
@@ -70,58 +83,52 @@ def three_panels(
     """
     return {
         "input": seen,
-        "masked input": np.where(covered, np.nan, seen),
+        "masked input (blue: hidden)": np.where(covered, np.nan, seen),
         "reconstruction": np.where(covered & scored, predicted, seen),
     }
 
 
-def draw_loss(run_dir: Path, path: Path) -> None:
-    """Draw the loss of a run over its steps from metrics.jsonl."""
-    rows = [row for row in read_metrics(run_dir) if row["loss"] is not None]
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot([row["step"] for row in rows], [row["loss"] for row in rows], color="tab:blue")
-    axes.set(xlabel="step", ylabel="loss (mean squared error on hidden voxels)", title="training loss")
+def draw_loss(run_dir: Path, path: Path, meaning: str = "loss") -> None:
+    """Draw the loss of a run over its steps, and that of validation where there is one, from metrics.jsonl."""
+    rows = read_metrics(run_dir)
+    figure, axes = pyplot().subplots(figsize=(7, 4))
+    for key, name, style in (("loss", "training", "-"), ("val_loss", "validation", "o--")):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, markersize=4, label=name)
+    axes.set(xlabel="step", ylabel=meaning, title="loss")
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    axes.legend(frameon=False)
+    _write(path, figure)
 
 
-def slice_of(volume: np.ndarray, plane: int, index: int) -> np.ndarray:
-    """Return a plane of a RAS volume as an image: up is superior or (axial) anterior, right is right or anterior."""
-    return np.flipud(np.take(volume, index, axis=plane).T)
-
-
-def _draw_panels(panels: dict[str, np.ndarray], centre: Sequence[int], title: str, path: Path) -> None:
-    plt = _pyplot()
-    low, high = np.percentile(panels["input"], [1, 99.5])
-    colours = plt.get_cmap("gray").with_extremes(bad="darkslateblue")
-    figure, axes = plt.subplots(len(PLANES), len(panels), figsize=(8, 8.4), squeeze=False)
-    for row, plane in enumerate(PLANES):
-        for column, (name, volume) in enumerate(panels.items()):
-            panel = axes[row][column]
-            panel.imshow(slice_of(volume, row, centre[row]), cmap=colours, vmin=low, vmax=high, interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
-            if row == 0:
+def _panels(panels: dict[str, np.ndarray], scored: np.ndarray, title: str, signal: str) -> Any:
+    """Return a figure of a row a plane and a column a panel, cut at the middle of what is scored."""
+    centre = [round(axis.mean()) for axis in np.nonzero(scored)]
+    low, high = np.percentile(panels["input"][scored], [10, 99.5])  # what is scored has a rim of voxels without brain
+    colours = pyplot().get_cmap("gray").with_extremes(bad=HIDDEN)
+    figure, axes = pyplot().subplots(len(PLANES), len(panels), figsize=(8.6, 8.2), squeeze=False, layout="compressed")
+    for plane, row in enumerate(axes):
+        for panel, (name, volume) in zip(row, panels.items(), strict=True):
+            cut = slice_of(volume, plane, centre[plane])
+            shades = panel.imshow(cut, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+            mark_sides(panel, plane, "gold")
+            if plane == 0:
                 panel.set_title(name)
-            if column == 0:
-                panel.set_ylabel(plane)
-    figure.suptitle(title, y=0.95)
-    _save(figure, path)
+        row[0].set_ylabel(f"{PLANES[plane]}, {'xyz'[plane]} = {place_mm(centre[plane], plane, scored.shape):.0f} mm")
+    figure.colorbar(shades, ax=axes, shrink=0.6, extend="both", label=signal)
+    figure.suptitle(title, fontsize="medium")
+    return figure
 
 
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
+def place_mm(index: int, axis: int, shape: Sequence[int]) -> float:
+    """Return where the middle of a voxel lies in MNI152 space, of the grid or of an image reduced by whole numbers."""
+    in_grid = (index + 0.5) * GRID_SHAPE[axis] / shape[axis] - 0.5
+    return float(GRID_AFFINE[axis, 3] + GRID_AFFINE[axis, axis] * in_grid)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _write(path: Path, figure: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp.png")
-    figure.savefig(aside, dpi=110, bbox_inches="tight")
+    aside.write_bytes(png_bytes(figure, dpi=110))
     aside.replace(path)
-    _pyplot().close(figure)

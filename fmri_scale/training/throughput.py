@@ -12,6 +12,8 @@ import torch
 
 from fmri_scale.config import ModelConfig
 from fmri_scale.models import cost
+from fmri_scale.training.estimate.devices import full_rates
+from fmri_scale.training.estimate.speed import least_clip_seconds
 
 PEAK_BF16 = {
     "B200": 2.25e15,
@@ -34,6 +36,12 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
+
+
+def least_seconds(model: ModelConfig, device: torch.device) -> float | None:
+    """Return the least seconds of a clip's forward and backward pass on a device; None for CPUs and unknown GPUs."""
+    known = full_rates(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if known is None else least_clip_seconds(model, known)
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -63,6 +71,7 @@ class Speed:
         self._flops = total.forward_flops + total.backward_flops
         self._frames, self._clips, self._world_size = model.num_frames, global_batch, world_size
         self._device, self._peak = device, peak_flops(device)
+        self._least_s = least_seconds(model, device)
         self._reset()
 
     def add(self, seconds: float, wait_s: float) -> None:
@@ -70,6 +79,10 @@ class Speed:
         self._steps += 1
         self._seconds += seconds
         self._wait_s += wait_s
+
+    def saved(self, seconds: float) -> None:
+        """Count a checkpoint, for which the steps have waited."""
+        self._saving_s += seconds
 
     @property
     def frames_per_s(self) -> float:
@@ -86,11 +99,13 @@ class Speed:
             "frames_per_s_per_rank": rate / self._world_size,
             "model_tflops_per_rank": flops / 1e12,
             "mfu": flops / self._peak if self._peak else None,
+            "roofline_fraction": rate / self._frames / self._world_size * self._least_s if self._least_s else None,
             "data_wait_fraction": self._wait_s / max(self._seconds, 1e-9),
+            "checkpoint_s": self._saving_s,
             "peak_memory_gb": peak_memory_gb(self._device),
         }
         self._reset()
         return row
 
     def _reset(self) -> None:
-        self._steps, self._seconds, self._wait_s = 0, 0.0, 0.0
+        self._steps, self._seconds, self._wait_s, self._saving_s = 0, 0.0, 0.0, 0.0

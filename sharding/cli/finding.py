@@ -37,7 +37,7 @@ def add_find_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pattern", metavar="TEXT",
         help="paths in a folder: 'sub-{subject}/.../{run}.nii.gz'; also {session}, {task}, {dataset}, *")  # fmt: skip
     add("--space", metavar="NAME", help="BIDS: take only this space- (default: the best of MNI152*)")
-    add("--desc", metavar="TEXT", help="which processing of a run to take (default: as said above)")
+    add("--desc", metavar="TEXT", help="which processing of a run to take (default: see fmri-shards build --help)")
     add("--dataset", metavar="NAME", help="name of the dataset (default: that of the folder)")
     add("--tr", type=float, metavar="S", help="repetition time in s, where files are wrong or silent")
     add("--mask", type=Path, metavar="NIFTI",

@@ -6,6 +6,7 @@ merged from the root down (BIDS' inheritance principle). Only func folders are l
 their figures and surfaces cost a few directory reads each. No image is opened.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -67,7 +68,11 @@ class _Image:
 
 
 def runs_in_bids(
-    folder: Path, dataset: str | None = None, space: str | None = None, desc: str | None = None
+    folder: Path,
+    dataset: str | None = None,
+    space: str | None = None,
+    desc: str | None = None,
+    read_sidecars: bool = True,
 ) -> tuple[list[RunSource], list[LeftOut]]:
     """Runs of a tree of BIDS derivatives.
 
@@ -81,6 +86,8 @@ def runs_in_bids(
         Take only this space- (whatever it is); by default the best MNI152 one.
     desc
         Which desc- is meant; preproc by default, "" for files without one.
+    read_sidecars
+        Whether the TR is asked of them; not where it is told.
 
     Raises
     ------
@@ -88,11 +95,15 @@ def runs_in_bids(
         The folder cannot be read, or two files are the same run in every respect.
     """
     root = tree_root(folder)
+    if root != folder:
+        folder = Path(os.path.abspath(folder))  # so that the levels between are found by name
     name = checked_dataset(dataset or dataset_name(root))
     left_out: list[LeftOut] = []
-    sidecars = Sidecars(root)
+    sidecars = Sidecars(root) if read_sidecars else None
     runs: list[RunSource] = []
     for where, files in walk(folder, left_out, _is_level):
+        if sidecars:
+            sidecars.saw(where, files)
         if where.name == "func":
             runs += _runs_of_func(where, files, name, space, "preproc" if desc is None else desc, sidecars, left_out)
     return runs, left_out
@@ -100,7 +111,7 @@ def runs_in_bids(
 
 def tree_root(folder: Path) -> Path:
     """The folder in which the sub-* folder of this one stands; itself if it is no part of one."""
-    here = folder.absolute()
+    here = Path(os.path.abspath(folder))
     while here.name == "func" or here.name.startswith("ses-"):
         here = here.parent
     return here.parent if _SUBJECT_FOLDER.fullmatch(here.name) else folder
@@ -117,7 +128,7 @@ def _runs_of_func(
     dataset: str,
     space: str | None,
     desc: str,
-    sidecars: Sidecars,
+    sidecars: Sidecars | None,
     left_out: list[LeftOut],
 ) -> Iterator[RunSource]:
     groups: dict[tuple, list[_Image]] = defaultdict(list)
@@ -195,7 +206,7 @@ def _kind(image: _Image) -> str:
     return " ".join(said) or image.path.name
 
 
-def _run(image: _Image, files: set[str], dataset: str, sidecars: Sidecars) -> RunSource:
+def _run(image: _Image, files: set[str], dataset: str, sidecars: Sidecars | None) -> RunSource:
     entities = dict(image.name.entities)
     entities.pop("part", None)  # mag: the series itself
     others = tuple(
@@ -213,7 +224,7 @@ def _run(image: _Image, files: set[str], dataset: str, sidecars: Sidecars) -> Ru
         confounds=_beside(image, files, _confounds_names(image)),
         found=True,
     )
-    tr = sidecars.tr(image.path, image.name.entities)
+    tr = sidecars.tr(image.path, image.name.entities) if sidecars else None
     return source if tr is None else replace(source, tr=tr, tr_from="sidecar")
 
 

@@ -162,12 +162,13 @@ def _in_one(item: Path, options: FindOptions) -> tuple[list[RunSource], list[Lef
 
 
 def _in_folder(folder: Path, layout: str, options: FindOptions) -> tuple[list[RunSource], list[LeftOut]]:
+    silent = options.tr is None  # about the TR: then sidecars are asked
     if layout == "bids":
-        return bids.runs_in_bids(folder, options.dataset, options.space, options.desc)
+        return bids.runs_in_bids(folder, options.dataset, options.space, options.desc, silent)
     if layout == "hcp":
         return hcp.runs_in_hcp(folder, options.dataset, options.desc)
     if layout == "ukb":
-        return ukb.runs_in_ukb(folder, options.dataset, options.desc)
+        return ukb.runs_in_ukb(folder, options.dataset, options.desc, silent)
     if layout == "pattern":
         return runs_by_pattern(folder, options.pattern or "", options.dataset)
     return runs_in_folder(folder, options.dataset)

@@ -1,9 +1,12 @@
 """JSON sidecars of a BIDS tree, found by its inheritance principle: nearer and more particular ones go first.
 
-In: an image and its entities. Out: what is asked of its sidecars. Each is read once while its folder is at hand.
+In: an image and its entities. Out: what is asked of its sidecars. Each is read once while its folder is at hand, and no
+folder is listed that the search for runs has listed.
 """
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,14 @@ class Sidecars:
         self._root = root
         self._known: dict[Path, list[tuple[Path, Name]]] = {}
         self._read: dict[Path, dict[str, Any]] = {}
+
+    def saw(self, level: Path, files: Iterable[str]) -> None:
+        """Take the names of a folder's files from whoever has listed it."""
+        if len(self._known) > 64:  # folders come in order, so only the last ones and the root are asked again
+            self._known = {k: v for k, v in self._known.items() if k == self._root}
+            self._read.clear()
+        paths = [level / name for name in sorted(files) if name.endswith("_bold.json") or name == "bold.json"]
+        self._known[level] = [(path, read_name(path)) for path in paths]
 
     def tr(self, image: Path, entities: dict[str, str]) -> float | None:
         """RepetitionTime in s as the nearest sidecar that has it says; None where none does.
@@ -47,12 +58,12 @@ class Sidecars:
         return found
 
     def _in(self, level: Path) -> list[tuple[Path, Name]]:
-        if level not in self._known:
-            if len(self._known) > 64:  # folders come in order, so only the last ones and the root are asked again
-                self._known = {k: v for k, v in self._known.items() if k == self._root}
-                self._read.clear()
-            paths = sorted(level.glob("*_bold.json")) + sorted(level.glob("bold.json"))
-            self._known[level] = [(path, read_name(path)) for path in paths]
+        if level not in self._known:  # above the folder that is searched
+            try:
+                self.saw(level, os.listdir(level))
+            except OSError as error:
+                remedy = "sidecars may be in it: make it readable or give --tr SECONDS"
+                raise InputError(f"{level}: folder cannot be read ({error.strerror}); {remedy}") from error
         return self._known[level]
 
     def _facts(self, path: Path) -> dict[str, Any]:

@@ -17,6 +17,9 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 "Columns that are read; others are passed over."
 
+PREFIXES = {"subject": "sub-", "session": "ses-", "task": "task-", "run": "run-"}
+"What BIDS puts before a label, and participants.tsv writes out: sub-01 and 01 are one person."
+
 
 def runs_in_table(table: Path, dataset: str | None = None) -> list[RunSource]:
     """Runs of a table; paths in it are relative to the table's folder.
@@ -37,7 +40,9 @@ def _from_row(table: Path, number: int, row: dict[str, str], dataset: str | None
     if not row["path"]:
         raise InputError(f"{where}: path is empty")
     source = run_from_name(table.parent / row["path"], row.get("dataset") or dataset or dataset_name(table.parent))
-    labels = {name: label(row[name]) for name in ("subject", "session", "run", "task") if row.get(name)}
+    labels = {name: label(row[name].removeprefix(lead)) for name, lead in PREFIXES.items() if row.get(name)}
+    if empty := next((name for name, text in labels.items() if not text), ""):
+        raise InputError(f"{where}: {empty} is {row[empty]!r}; expected letters or digits")
     split = row.get("split", "")
     if split and split not in SPLITS:
         raise InputError(f"{where}: split is {split!r}; expected {', '.join(SPLITS)} or nothing")

@@ -28,7 +28,7 @@ _MOTION = "prefiltered_func_data_mcf_rel.rms"
 
 
 def runs_in_ukb(
-    folder: Path, dataset: str | None = None, desc: str | None = None
+    folder: Path, dataset: str | None = None, desc: str | None = None, read_sidecars: bool = True
 ) -> tuple[list[RunSource], list[LeftOut]]:
     """Runs of a tree of UK Biobank's imaging data.
 
@@ -40,13 +40,15 @@ def runs_in_ukb(
         Name; by default the folder's.
     desc
         Stem of the wanted series; by default filtered_func_data_clean, else filtered_func_data.
+    read_sidecars
+        Whether the TR is asked of them; not where it is told.
     """
     name = checked_dataset(dataset or dataset_name(folder))
     runs: list[RunSource] = []
     left_out: list[LeftOut] = []
     for where, files in walk(folder, left_out, _leads_to_runs):
         if _RUN_FOLDER.fullmatch(where.name):
-            _take(where, files, name, (desc,) if desc else _STEMS, runs, left_out)
+            _take(where, files, name, (desc,) if desc else _STEMS, read_sidecars, runs, left_out)
     return runs, left_out
 
 
@@ -61,7 +63,13 @@ def _leads_to_runs(folder: Path) -> bool:
 
 
 def _take(
-    where: Path, files: list[str], dataset: str, stems: tuple[str, ...], runs: list[RunSource], left_out: list[LeftOut]
+    where: Path,
+    files: list[str],
+    dataset: str,
+    stems: tuple[str, ...],
+    read_sidecars: bool,
+    runs: list[RunSource],
+    left_out: list[LeftOut],
 ) -> None:
     candidates = list(dict.fromkeys(path for wanted in stems for path in _in_standard_space(where, files, wanted)))
     native = [where / f"{wanted}.nii.gz" for wanted in stems if f"{wanted}.nii.gz" in files]
@@ -79,7 +87,7 @@ def _take(
     kind = _RUN_FOLDER.fullmatch(where.name)
     assert kind is not None
     try:
-        tr = _sidecar_tr(where.parent / f"{kind['task']}.json")
+        tr = _sidecar_tr(where.parent / f"{kind['task']}.json") if read_sidecars else None
     except InputError as error:
         left_out.append(LeftOut(best, str(error), failed=True))
         return

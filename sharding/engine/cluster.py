@@ -33,6 +33,11 @@ class DaskEngine:
         See `connect`.
     workers
         Workers or jobs to ask for, where the cluster is ours to start.
+
+    Raises
+    ------
+    InputError
+        What is given can be no cluster, or a library is not installed. Whether it answers is seen when it is needed.
     """
 
     def __init__(self, scheduler: str, workers: int | None) -> None:
@@ -44,6 +49,7 @@ class DaskEngine:
             raise InputError(
                 f"--scheduler {scheduler}: needs Dask, which is not installed; pip install 'fmri-scale[cluster]'"
             ) from error
+        _check(scheduler, workers)
         self._dask, self._scheduler, self._workers = distributed, scheduler, workers
 
     def run(self, units: Sequence[Unit], progress: Progress) -> None:
@@ -96,41 +102,51 @@ def connect(scheduler: str, workers: int | None, stack: ExitStack) -> Any:
     from distributed import Client, LocalCluster
 
     try:
-        if scheduler == "dask":
+        if scheduler.endswith(".json"):
+            return stack.enter_context(Client(scheduler_file=scheduler, timeout=CONNECT_S))
+        if "://" in scheduler:
+            return stack.enter_context(Client(scheduler.replace("dask://", "tcp://"), timeout=CONNECT_S))
+        if scheduler == "slurm":
+            from dask_jobqueue import SLURMCluster
+
+            cluster: Any = SLURMCluster()
+            cluster.scale(jobs=workers)
+        else:
             cluster = LocalCluster(
                 n_workers=workers or os.cpu_count() or 1, threads_per_worker=1, dashboard_address=None
             )
-        elif scheduler == "slurm":
-            cluster = _slurm(workers)
-        elif scheduler.endswith(".json"):
-            return stack.enter_context(Client(scheduler_file=_existing(scheduler), timeout=CONNECT_S))
-        elif "://" in scheduler:
-            return stack.enter_context(Client(scheduler.replace("dask://", "tcp://"), timeout=CONNECT_S))
-        else:
-            raise InputError(f"--scheduler is {scheduler!r}; expected one of: {SCHEDULERS}")
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"--scheduler {scheduler}: no cluster there ({error})") from error
+        raise InputError(f"--scheduler {scheduler}: no cluster there ({' '.join(str(error).split())})") from error
     return stack.enter_context(Client(stack.enter_context(cluster)))
 
 
-def _slurm(workers: int | None) -> Any:
+def _check(scheduler: str, workers: int | None) -> None:
+    """Refuse what can be no cluster, before anything is planned or written."""
+    if scheduler == "slurm":
+        _check_slurm(workers)
+    elif scheduler.endswith(".json"):
+        if not Path(scheduler).is_file():
+            raise InputError(
+                f"--scheduler {scheduler}: no such file; a Dask scheduler writes it (dask scheduler --scheduler-file)"
+            )
+    elif scheduler != "dask" and "://" not in scheduler:
+        raise InputError(f"--scheduler is {scheduler!r}; expected one of: {SCHEDULERS}")
+
+
+def _check_slurm(workers: int | None) -> None:
     try:
-        from dask_jobqueue import SLURMCluster
+        import dask_jobqueue  # noqa: F401 - brings its settings with it
     except ImportError as error:
         raise InputError("--scheduler slurm: needs dask-jobqueue; pip install 'fmri-scale[cluster]'") from error
+    import dask
+
     if not workers:
         raise InputError("--scheduler slurm: say how many jobs with --workers N")
-    cluster = SLURMCluster()
-    cluster.scale(jobs=workers)
-    return cluster
-
-
-def _existing(file: str) -> str:
-    if not Path(file).is_file():
+    if not (dask.config.get("jobqueue.slurm.cores") and dask.config.get("jobqueue.slurm.memory")):
         raise InputError(
-            f"--scheduler {file}: no such file; a Dask scheduler writes it (dask scheduler --scheduler-file)"
+            "--scheduler slurm: ~/.config/dask/jobqueue.yaml says no cores or memory of a job; launch/build_slurm.sh "
+            "shows one"
         )
-    return file
 
 
 def _make_on_worker(unit: Unit, folder: str, topic: str) -> None:

@@ -85,6 +85,8 @@ def draw_quality(title: str, values: dict[str, list[float]]) -> str:
         panel.scatter(dots, spread, s=8, color=COLOURS[row % len(COLOURS)], alpha=0.7, linewidths=0, zorder=3)
     panel.set_yticks(range(len(data)), [f"{name} ({len(mine)})" for name, mine in shown])
     panel.set_title(title, fontsize=10)
+    panel.ticklabel_format(axis="x", useOffset=False)  # 0.99997, not 7e-5 and somewhere else 9.999e-1
+    panel.locator_params(axis="x", nbins=5)
     panel.grid(axis="x", alpha=0.3)
     panel.set_ylim(len(data) - 0.4, -0.6)
     return _svg(figure)

@@ -32,6 +32,14 @@ class Quality:
     title: str
     bad: int
     "1 where high values are bad, -1 where low ones are, 0 where both are."
+    fine: float | None = None
+    "From here on the good side of it nothing is wrong, however far from the others."
+
+    def stands_out(self, value: float, z: float) -> bool:
+        """Whether a value with this robust z is to be told."""
+        if self.fine is not None and (value - self.fine) * self.bad <= 0:
+            return False
+        return (z * self.bad if self.bad else abs(z)) >= OUTLIER
 
 
 QUALITY = (
@@ -43,8 +51,8 @@ QUALITY = (
     Quality("mask_dice", "overlap of the run's brain mask with the MNI152 brain (Dice)", -1),
     Quality("outside_fov", "share of stored voxels outside the image", 1),
     Quality("clipped_fraction", "share of values clipped by int8", 1),
-    Quality("int8_corr_median", "temporal correlation of the int8 round trip, median", -1),
-    Quality("int8_corr_p5", "temporal correlation of the int8 round trip, 5th percentile", -1),
+    Quality("int8_corr_median", "temporal correlation of the int8 round trip, median", -1, fine=0.999),
+    Quality("int8_corr_p5", "temporal correlation of the int8 round trip, 5th percentile", -1, fine=0.99),
     Quality("scrubbed_frames", "frames scrubbed", 1),
     Quality("negative_fraction", "share of negative values", 1),
     Quality("constant_fraction", "share of voxels that never change", 1),
@@ -130,7 +138,7 @@ def outliers(runs: list[Row]) -> list[Outlier]:
                 continue
             middle, spread, compared = scales[run["dataset"]]
             z = (value - middle) / spread if spread else 0.0
-            if (z * quality.bad if quality.bad else abs(z)) >= OUTLIER:
+            if quality.stands_out(value, z):
                 found.append(Outlier(run_label(run), run["dataset"], quality.title, value, middle, z, compared))
     return sorted(found, key=lambda outlier: (-abs(outlier.z), outlier.run, outlier.title))
 

@@ -9,6 +9,7 @@ import dataclasses
 import html
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ SHOWN = 200
 MOST_NUMBERS = 2000
 "Values of a figure of a dataset, and rows of a list, among the page's numbers."
 
+NUMBER = re.compile(r"[+-]?[0-9.,]+(e[+-]?[0-9]+)?( [MG]iB)?")
+
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 0 auto; padding: 1rem 1.5rem 4rem;
        color: #1c2530; background: #fff; }
@@ -36,7 +39,7 @@ h1 { font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere; }
 h2 { margin-top: 2.2rem; border-bottom: 1px solid #d5dbe3; }
 table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0; }
 th, td { text-align: left; padding: .2rem .9rem .2rem 0; vertical-align: top; border-bottom: 1px solid #eef1f5; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+th.n, td.n { text-align: right; } td.n { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .findings { padding: .6rem 1.2rem .6rem 2.4rem; border-radius: 8px; background: #e7f5ec; }
 .findings.bad { background: #fdecea; }
 .brain { background: #000; border-radius: 8px; margin: 0 0 1rem; padding: .5rem; color: #fff; }
@@ -77,14 +80,18 @@ def findings(report: Report, brains: list[DatasetBrain], sides: Sides) -> list[s
         odd = [run.name for run in brain.runs if brain.side >= SURE and run.side <= -SURE]
         far = [run.name for run in brain.runs if max(map(abs, run.shift_mm)) >= SHIFTED_MM]
         if odd:
-            found.append(f"{brain.name}: {len(odd)} runs look mirrored against the others: {_some(odd)}")
+            found.append(
+                f"{brain.name}: {len(odd)} of {len(brain.runs)} runs look mirrored against the others: {_some(odd)}"
+            )
         if far and max(map(abs, brain.shift_mm)) < SHIFTED_MM:
-            found.append(f"{brain.name}: {len(far)} runs lie {SHIFTED_MM:g} mm or more off: {_some(far)}")
+            found.append(
+                f"{brain.name}: {len(far)} of {len(brain.runs)} runs lie {SHIFTED_MM:g} mm or more off: {_some(far)}"
+            )
     if report.outliers:
         runs = list(dict.fromkeys(outlier.run for outlier in report.outliers))
-        found.append(f"{len(runs)} runs stand out in quality: {_some(runs)}")
+        found.append(f"{len(runs)} of {report.totals['runs']:,} runs stand out in quality: {_some(runs)}")
     if report.failed:
-        found.append(f"{len(report.failed)} runs could not be used")
+        found.append(f"runs that could not be used: {len(report.failed):,}")
     return found
 
 
@@ -231,14 +238,19 @@ def _thinned(values: list[float]) -> list[float]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    first = rows[0] if rows else head
+    top = "".join(f"<th{_kind(under)}>{html.escape(cell)}</th>" for cell, under in zip(head, first, strict=True))
     lines = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<div class='scroll'><table><tr>{top}</tr>{lines}</table></div>"
 
 
 def _cell(text: Any) -> str:
-    number = str(text)[:1] in "+-.0123456789" and str(text)[-1:] in "0123456789BK"
-    return f"<td{' class=n' if number else ''}>{html.escape(str(text))}</td>"
+    return f"<td{_kind(text)}>{html.escape(str(text))}</td>"
+
+
+def _kind(text: Any) -> str:
+    """The class of cells that hold a number, with or without a unit of bytes."""
+    return " class=n" if NUMBER.fullmatch(str(text)) else ""
 
 
 def _more(count: int) -> str:

@@ -1,7 +1,6 @@
 """Training by contrast through the engine: however many ranks share a batch, negatives and losses are the same."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,12 @@ from fmri_scale.release import from_pretrained
 from fmri_scale.release.export import ExportSettings, export
 from fmri_scale.training.metrics import read_metrics
 from tests.helpers.corpora import Segment, small_mask, write_corpus
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_run import corpus_facts
 from tests.helpers.tiny_training import arguments
 
 pytestmark = pytest.mark.dist
 
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 CONTRAST = {
     "objective__instance": 1.0,
     "objective__local": 0.5,

@@ -1,7 +1,6 @@
 """Every file in configs/ can be used as it stands: it is valid, and one step of it runs on a CPU at reduced size."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from fmri_scale.config import load_config
 from fmri_scale.evaluation.experiment.schema import load_experiment
 from fmri_scale.evaluation.tasks.schema import load_task
 from fmri_scale.training.metrics import read_metrics
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import SHAPE, write_tiny_corpus
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -42,8 +41,7 @@ def started(tmp_path_factory) -> Path:
         {"arguments": [str(path), f"data.corpus={corpus}", f"run_dir={folder / path.stem}", *SMALLER]} for path in RUNS
     ]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    trainee = [sys.executable, "-m", "tests.helpers.trainee"]
-    assert [p.code for p in run_ranks([str(folder / "jobs.json")], 1, folder, trainee)] == [0]
+    assert [p.code for p in run_ranks([str(folder / "jobs.json")], 1, folder, TRAINEE)] == [0]
     return folder
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,12 @@ from fmri_scale.training.folder import STATUS
 from fmri_scale.training.metrics import read_metrics
 from fmri_scale.training.signals import REQUEUE
 from sharding.corpus import open_corpus
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_run import write_run
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 pytestmark = pytest.mark.dist
 
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 BAD = {"nan_volume": [1, 5, 5]}
 "Rank 1 has two micro-batches a step: this is the first one of its step 3."
 
@@ -38,12 +36,19 @@ def corpus(tmp_path_factory) -> Path:
 def runs(tmp_path_factory, corpus) -> Path:
     """Runs on two ranks: `nan_0` and `nan_2` (ZeRO stage), the names of other faults, and `changed`, resumed so."""
     made = tmp_path_factory.mktemp("faults")
+    other = write_tiny_corpus(tmp_path_factory.mktemp("other") / "corpus", frames=44)
 
     def job(name: str, faults: dict | None = None, **changes: object) -> dict:
         return {"arguments": arguments(made / name, corpus, **changes), "faults": faults or {}}
 
     saved = {"checkpoint__every_steps": 1, "checkpoint__keep_last": 9}
     jobs = [job(f"nan_{stage}", BAD, optim__steps=4, engine__zero_stage=stage, **saved) for stage in (0, 2)]
+    jobs.append(job("gradient_0", {"nan_gradient": [1, 5]}, optim__steps=4, engine__zero_stage=0, **saved))
+    jobs.append(job("gradient_2", {"nan_gradient": [0, 5]}, optim__steps=4, engine__zero_stage=2, **saved))
+    spoilt = {"nan_parameter": [1, 3]}
+    jobs += [job(f"weight_{k}", spoilt, optim__steps=9, engine__zero_stage=k) | {"cut_all": k == 3} for k in (1, 3)]
+    jobs.append(job("weight_saved", spoilt, optim__steps=9, **saved))
+    jobs.append(job("other_corpus", {"other_corpus": [1, str(other)]}, optim__steps=2))
     jobs.append(job("stops", {"nan_volume": [1, 3, 99]}, optim__steps=9, engine__max_bad_steps=3))
     jobs.append(job("full", {"full_disk": 1}, optim__steps=2, checkpoint__every_steps=1))
     for clip, decay, betas in ((1.0, 0.1, [0.9, 0.95]), (0.25, 0.3, [0.8, 0.9])):
@@ -92,6 +97,32 @@ def test_skipped_step_leaves_the_weights_as_they_were(runs, stage):
     assert any(not torch.equal(three[name], four[name]) for name in two)
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_nonfinite_gradient_under_a_finite_loss_skips_the_step(runs, stage):
+    run = runs / f"gradient_{stage}"
+    rows = read_metrics(run)
+    assert [row["skipped_steps"] for row in rows] == [0, 0, 1, 1]
+    assert all(row["loss"] for row in rows)
+    two, three, four = (consolidated_state(layout.step_dir(run, k)) for k in (2, 3, 4))
+    assert all(torch.equal(two[name], three[name]) for name in two)
+    assert all(bool(torch.isfinite(four[name]).all()) for name in four)
+    assert any(not torch.equal(three[name], four[name]) for name in two)
+    assert "step 3 skipped" in (run / "logs" / "rank_0.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["weight_1", "weight_3", "weight_saved"])
+def test_nonfinite_weight_stops_all_ranks_and_is_never_saved(runs, name):
+    """It is found by the step that it spoils, or by the checkpoint that would keep it."""
+    step = 3 if name == "weight_saved" else 4
+    for record in records(runs / name):
+        assert record["kind"] == "TrainingError"
+        assert f"after step {step} weights of rank 1 ({socket.gethostname()}) are not finite (first in model." in (
+            record["error"]
+        )
+    assert [c.step for c in layout.committed(runs / name)] == ([2, 1] if name == "weight_saved" else [])
+    assert layout.leftovers(runs / name) == []
+
+
 def test_run_stops_after_bad_steps_in_a_row(runs):
     for record in records(runs / "stops"):
         assert record["kind"] == "TrainingError"
@@ -132,6 +163,14 @@ def test_checkpoint_of_another_model_is_one_line_from_all_ranks(tmp_path, corpus
     assert "model.patch_size [24, 24, 24, 1] -> [6, 6, 6, 1]" in told[0]
     assert all("Traceback" not in process.err for process in ended)
     assert newest(run).step == 30
+
+
+def test_start_that_cannot_be_leaves_nothing_behind(tmp_path):
+    (process,) = run_ranks(arguments(tmp_path / "runs" / "first", tmp_path / "absent"), 1, tmp_path)
+    assert process.code == 2
+    assert process.err.startswith(f"train: {tmp_path / 'absent'}: no such corpus")
+    assert process.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
 
 
 def test_error_of_one_rank_ends_all_and_is_said_once(tmp_path, corpus):
@@ -195,8 +234,16 @@ def test_rank_with_another_configuration_stops_all(runs):
         assert record["error"].startswith("rank 1 on ")
 
 
+def test_rank_with_another_corpus_stops_all(runs):
+    """The configuration is the same; what lies at the corpus' place on one machine is not."""
+    for record in records(runs / "other_corpus"):
+        assert record["kind"] == "DataError"
+        assert "ranks do not agree on the data's plan: rank 0 has " in record["error"]
+    assert not (runs / "other_corpus" / "metrics.jsonl").exists()
+
+
 def test_hanging_rank_ends_all_with_their_stacks(tmp_path, corpus):
-    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=4.0)
+    items = arguments(tmp_path / "run", corpus, optim__steps=9, guard__hang_s=8.0)
     (tmp_path / "jobs.json").write_text(json.dumps([{"arguments": items, "faults": {"hang": [1, 5]}}]))
     ended = run_ranks([str(tmp_path / "jobs.json")], 2, tmp_path, TRAINEE)
     assert [process.code for process in ended] == [1, 1]

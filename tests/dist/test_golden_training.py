@@ -7,8 +7,8 @@ import pytest
 
 from fmri_scale.checkpoint import newest, read_config
 from fmri_scale.training.metrics import read_metrics
-from tests.helpers.golden_training import RECORD, RUN, SAVED, STEPS, TRAINEE, golden_arguments, sums
-from tests.helpers.spawn import run_ranks
+from tests.helpers.golden_training import RECORD, RUN, SAVED, STEPS, golden_arguments, sums
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import write_tiny_corpus
 
 pytestmark = pytest.mark.dist

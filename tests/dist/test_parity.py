@@ -1,7 +1,6 @@
 """However a global batch is divided, the training is the same: ranks, accumulation, ZeRO stages, precision."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 
 from fmri_scale.checkpoint import consolidated_state
 from fmri_scale.training.metrics import read_metrics
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 pytestmark = pytest.mark.dist
@@ -25,7 +24,6 @@ CODES = {
     "model__prompt_len": 2,
 }
 "What lets the model read codes: the image is the corpus' grid."
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 
 @pytest.fixture(scope="module")

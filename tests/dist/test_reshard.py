@@ -11,12 +11,11 @@ from fmri_scale.checkpoint import consolidated_state, fragments, newest, read_st
 from fmri_scale.checkpoint.fragments import MOMENTS, WEIGHT
 from fmri_scale.training.metrics import read_metrics
 from fmri_scale.training.signals import REQUEUE
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 pytestmark = pytest.mark.dist
 
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 STEPS = 10
 LEGS = [(1, 1, 2), (2, 3, 4), (2, 0, 5), (3, 2, 7), (3, 3, 8), (1, 1, STEPS)]
 "Ranks, ZeRO stage, last step: one run after the other in the same folder."

@@ -1,7 +1,6 @@
 """A run begun again from a checkpoint in its middle is the unbroken run to the bit, at every ZeRO stage."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from fmri_scale.training.metrics import read_metrics
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 pytestmark = pytest.mark.dist
 
 STAGES = (0, 1, 2, 3)
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 STEPS, SAVED = 7, 4
 COMPARED = ("step", "loss", "grad_norm", "lr", "clip_hash", "masked_fraction", "val_loss", "loss_spikes")
 

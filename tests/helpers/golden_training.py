@@ -11,13 +11,12 @@ from pathlib import Path
 
 from fmri_scale.checkpoint import consolidated_state, layout
 from fmri_scale.training.metrics import read_metrics
-from tests.helpers.spawn import run_ranks
+from tests.helpers.spawn import TRAINEE, run_ranks
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden" / "training"
 RUN, RECORD = FOLDER / "run", FOLDER / "record.json"
 STEPS, SAVED = 4, 2
-TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 
 def golden_arguments(run_dir: Path, corpus: Path, **changes: object) -> list[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = [sys.executable, "-m", "fmri_scale.train"]
+TRAINEE = [sys.executable, "-m", "tests.helpers.trainee"]
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Job:
             for command, environment, file in zip(commands, environments, self._files, strict=True)
         ]
 
-    def wait(self, timeout_s: float = 180.0) -> list[Finished]:
+    def wait(self, timeout_s: float = 600.0) -> list[Finished]:
         """Wait for all; kill what still runs after the timeout (its code is then -9)."""
         deadline = time.monotonic() + timeout_s
         try:
@@ -72,7 +73,7 @@ class Job:
             except ProcessLookupError:
                 continue
 
-    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float = 300.0) -> None:
         """Wait for a condition while the processes run; fail if one ends or the time is over."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -116,13 +117,13 @@ def run_ranks(
     world_size: int,
     tmp_path: Path,
     program: Sequence[str] = TRAIN,
-    timeout_s: float = 180.0,
+    timeout_s: float = 600.0,
 ) -> list[Finished]:
     """Start a program once per rank and wait for all."""
     return start_ranks(arguments, world_size, tmp_path, program).wait(timeout_s)
 
 
-def run_command(command: Sequence[str], tmp_path: Path, timeout_s: float = 180.0, **more: str) -> Finished:
+def run_command(command: Sequence[str], tmp_path: Path, timeout_s: float = 600.0, **more: str) -> Finished:
     """Run one command, a launcher for instance."""
     return Job([command], [environment(tmp_path, **more)], tmp_path / "output").wait(timeout_s)[0]
 

@@ -23,9 +23,9 @@ SHAPE = {
 }
 
 
-def write_tiny_corpus(folder: Path) -> Path:
+def write_tiny_corpus(folder: Path, frames: int = 40) -> Path:
     """Write a corpus of a few segments of random codes, train and val."""
-    segments = [Segment(40)] * 5 + [Segment(12, split="val")]
+    segments = [Segment(frames)] * 5 + [Segment(12, split="val")]
     return write_corpus(folder, segments, num_voxels=4000)
 
 

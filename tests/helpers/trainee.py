@@ -4,23 +4,14 @@
 leaves a record in its folder, `record_RANK.json`: exit code or error message, and what only a live engine can tell;
 then its folder is copied to those in `copies`. `cut_all` lets ZeRO 3 cut even the smallest parameters.
 
-Faults: `nan_volume: [rank, first micro-step, last]` spoils the input, `full_disk: rank` lets torch.save fail,
-`stop_at: step` is a SIGTERM in that step; the step a run begins at saves what was loaded and leaves. `slow: [rank, s]`
-sleeps in every micro-step, `hang: [rank, micro-step]` for ever in one; `flip: [rank, step]` changes one bit of one
-weight after a step; `ends_in: s` is the time the job has left; `die_in_save: [rank, file]` is a SIGKILL when a rank
-writes that many files, `told_at: [rank, micro-step]` a SIGTERM there. `forget: step` deletes a checkpoint first.
+Faults are those of tests/helpers/faults.py; `forget: step` deletes a checkpoint first.
 """
 
 import contextlib
-import itertools
 import json
-import math
-import os
 import shutil
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +25,8 @@ from fmri_scale.config import Config
 from fmri_scale.errors import FmriScaleError
 from fmri_scale.train import read_arguments
 from fmri_scale.training import dist, launch
-from fmri_scale.training.signals import REQUEUE, StopRequest
+from fmri_scale.training.signals import StopRequest
+from tests.helpers.faults import faults
 
 
 def main() -> int:
@@ -95,109 +87,6 @@ def cut(everything: bool) -> Iterator[None]:
         return made
 
     with mock.patch.object(build, "deepspeed_config", deepspeed_config):
-        yield
-
-
-@contextlib.contextmanager
-def faults(wanted: dict[str, Any], rank: int) -> Iterator[None]:
-    """Let this rank meet the faults that are meant for it."""
-    from fmri_scale.training import objective
-
-    original_call, micro_steps = objective.ClipInput.__call__, 0
-    bad_rank, first, last = wanted.get("nan_volume", (-1, 0, 0))
-
-    def call(self: objective.ClipInput, *arguments: Any) -> tuple:
-        nonlocal micro_steps
-        micro_steps += 1
-        wait(wanted, rank, micro_steps)
-        clips, *rest = original_call(self, *arguments)
-        if rank == bad_rank and first <= micro_steps <= last:
-            clips = clips._replace(gain=clips.gain * math.nan) if isinstance(clips, tuple) else clips * math.nan
-        return clips, *rest
-
-    def save(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(objective.ClipInput, "__call__", call))
-        if wanted.get("full_disk") == rank:
-            stack.enter_context(mock.patch.object(torch, "save", save))
-        dying_rank, number = wanted.get("die_in_save", (-1, 0))
-        if dying_rank == rank:
-            stack.enter_context(mock.patch.object(torch, "save", dying(number)))
-        if "stop_at" in wanted:
-            stack.enter_context(stopping_at(wanted["stop_at"]))
-        if "ends_in" in wanted:
-            end = {"FMRI_SCALE_END_TIME": str(time.time() + wanted["ends_in"])}
-            stack.enter_context(mock.patch.dict(os.environ, end))
-        flipped_rank, step = wanted.get("flip", (-1, 0))
-        if flipped_rank == rank:
-            stack.enter_context(flipping(step))
-        yield
-
-
-def wait(wanted: dict[str, Any], rank: int, micro_step: int) -> None:
-    """Be slow, hang, or be told to stop, where this rank is meant to."""
-    if [rank, micro_step] == wanted.get("told_at"):
-        os.kill(os.getpid(), signal.SIGTERM)
-    slow_rank, seconds = wanted.get("slow", (-1, 0.0))
-    hanging_rank, last = wanted.get("hang", (-1, 0))
-    time.sleep(1e6 if (rank, micro_step) == (hanging_rank, last) else seconds if rank == slow_rank else 0.0)
-
-
-def dying(number: int) -> Callable[..., None]:
-    """Return a `torch.save` that kills this process in its `number`-th file, half written."""
-    write, count = torch.save, itertools.count(1)
-
-    def save(content: Any, path: str) -> None:
-        if next(count) < number:
-            return write(content, path)
-        Path(path).write_bytes(b"half")
-        time.sleep(1.0)  # the other ranks are done with theirs
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    return save
-
-
-@contextlib.contextmanager
-def flipping(step: int) -> Iterator[None]:
-    """Change the lowest bit of the first weight after a step."""
-    from fmri_scale.training import watch
-
-    after_step = watch.Watch.after_step
-
-    def patched(self: watch.Watch, now: int, *arguments: Any) -> None:
-        if now == step:
-            next(self._module.parameters()).data.view(torch.int32).view(-1)[0] ^= 1
-        after_step(self, now, *arguments)
-
-    with mock.patch.object(watch.Watch, "after_step", patched):
-        yield
-
-
-@contextlib.contextmanager
-def stopping_at(step: int) -> Iterator[None]:
-    """Let this rank be told to stop in a step; a run that begins after it saves what it has loaded and leaves."""
-    from fmri_scale.training import loop
-
-    train, count = loop.Trainer.train, loop.Trainer._count
-
-    def warn(self: loop.Trainer) -> None:
-        self.stop.received = signal.SIGTERM if self.step == step - 1 else 0
-
-    def patched_train(self: loop.Trainer) -> int:
-        if self.step == step:
-            self.saved_step = -1
-            return self._leave(REQUEUE)
-        warn(self)
-        return train(self)
-
-    def patched_count(self: loop.Trainer, result: Any) -> None:
-        count(self, result)
-        warn(self)
-
-    patched = {"train": patched_train, "_count": patched_count}
-    with mock.patch.multiple(loop.Trainer, **patched):
         yield
 
 

@@ -1,11 +1,15 @@
 """The backend: chosen by device, logged once, never replaced silently."""
 
+import importlib
 import logging
 
 import pytest
+import torch
 
 from fmri_scale.errors import ConfigError
-from fmri_scale.kernels import backends, select_backend
+from fmri_scale.kernels import Windows, backends, conv, scan, select_backend
+from fmri_scale.kernels.conv import cases as conv_cases
+from fmri_scale.kernels.scan import cases as scan_cases
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +49,26 @@ def test_mamba_ssm_says_how_to_build_it(monkeypatch):
         backends.resolve("mamba_ssm", "cuda")
     with pytest.raises(ConfigError, match="CUDA devices only"):
         select_backend("mamba_ssm", "cpu")
+
+
+SMALL = Windows((2, 2, 2, 4), (2, 2, 1, 2), (1, 0, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("function", "case", "cases"),
+    [
+        (conv.conv_silu, conv_cases.ConvCase(2, SMALL, 6, has_prefix=True), conv_cases),
+        (scan.scan, scan_cases.ScanCase(2, SMALL, 6, states=2, has_h0=True), scan_cases),
+    ],
+    ids=["conv", "scan"],
+)
+def test_definitions_train_where_they_are_what_runs(function, case, cases, monkeypatch):
+    """On a GPU without Triton, or with backend torch: the operator's gradients come from the definition."""
+    inputs = [v.requires_grad_() for v in cases.make_inputs(case, torch.float64).values()]
+    call = (*inputs[:-1], SMALL, inputs[-1])
+    wanted = torch.autograd.grad(function(*call).square().sum(), inputs)
+    folder = function.__module__
+    reference = importlib.import_module(f"{folder}.reference")
+    monkeypatch.setattr(importlib.import_module(f"{folder}.op"), "implementation", lambda *_: reference)
+    found = torch.autograd.grad(function(*call).square().sum(), inputs)
+    torch.testing.assert_close(found, wanted)

@@ -2,6 +2,7 @@
 # Trains over several real hosts on this one machine: ssh, torchrun, Slurm; pulls plugs. Needs root and Debian's
 # openssh-server, pdsh, iproute2, slurm-wlm and munge; says so and ends with 0 where they are missing.
 #   bash tests/multinode/run.sh [ARGUMENTS OF PYTEST]        e.g. bash tests/multinode/run.sh -k slurm
+#   FMRI_SCALE_KILLS=20 bash tests/multinode/run.sh -k lost_machines    twenty power cuts instead of two
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../../launch/env.sh"
 cd "$root"

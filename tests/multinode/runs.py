@@ -12,6 +12,8 @@ from tests.helpers.tiny_training import arguments
 from tests.multinode.cluster import Cluster, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 900.0
+"Seconds for what takes half a minute on a machine that does nothing else."
 
 
 class Run:
@@ -86,7 +88,7 @@ class Started:
     def __init__(self, run: Run, process: subprocess.Popen[bytes], output: Path, host: str) -> None:
         self.run, self.process, self.output, self.host = run, process, output, host
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 180) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         """Wait for a condition; fail with the output if the script ends first."""
 
         def holds() -> bool:
@@ -106,7 +108,7 @@ class Started:
         assert pids, f"no process {pattern} among {lines}"
         self.run.cluster.run(self.host, f"kill -{name} {pids[0]}")
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = PATIENCE_S) -> int:
         """Return the exit code."""
         try:
             return self.process.wait(seconds)
@@ -123,7 +125,7 @@ def unbroken(cluster: Cluster, folder: Path, corpus: Path, **changes: object) ->
     run = Run(cluster, folder, corpus, **changes)
     words = " ".join(f"'{item}'" for item in run.arguments)
     environment = f"OMP_NUM_THREADS=1 PYTHONPATH={ROOT}"
-    cluster.run("node0", f"cd {folder} && {environment} {_python()} -m fmri_scale.train {words}")
+    cluster.run("node0", f"cd {folder} && {environment} {_python()} -m fmri_scale.train {words}", PATIENCE_S)
     return run
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.multinode.cluster import wait_for
-from tests.multinode.runs import ROOT, Run, unbroken
+from tests.multinode.runs import PATIENCE_S, ROOT, Run, unbroken
 
 STEPS = 60
 KEYS = {"optim__steps": STEPS, "optim__global_batch": 8, "checkpoint__every_steps": 5, "engine__timeout_s": 20}
@@ -47,7 +47,9 @@ class SlurmJob:
 
     def wait_for_step(self, step):
         """Wait until a checkpoint of at least `step` is there."""
-        wait_for(lambda: self.run.saved_step() >= step, 180, f"step {step}: {self.facts()['JobState']}\n{self.text()}")
+        wait_for(
+            lambda: self.run.saved_step() >= step, PATIENCE_S, f"step {step}: {self.facts()['JobState']}\n{self.text()}"
+        )
 
     def wait_for_state(self, *states, restarts=None):
         """Wait for one of Slurm's job states."""
@@ -57,7 +59,7 @@ class SlurmJob:
             return facts["JobState"] in states and restarts in (None, int(facts["Restarts"]))
 
         try:
-            wait_for(there, 400, str(states))
+            wait_for(there, PATIENCE_S, str(states))
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.facts()}\n{self.text()}") from error
 
@@ -106,8 +108,8 @@ def test_time_limit_is_met_with_a_checkpoint(cluster, slurm, corpus, tmp_path):
     """--signal fires before the limit of a minute; Slurm may be up to 60 s early."""
     run = Run(cluster, tmp_path, corpus, **{**KEYS, "optim__steps": 100000, "checkpoint__every_steps": 0})
     job = SlurmJob(run, slurm, "--time=2", "--signal=USR1@60")
-    wait_for(lambda: run.saved_step() > 0, 180, "a checkpoint before the limit")
-    wait_for(lambda: int(job.facts()["Restarts"]) == 1, 60, "the requeue")
+    wait_for(lambda: run.saved_step() > 0, PATIENCE_S, "a checkpoint before the limit")
+    wait_for(lambda: int(job.facts()["Restarts"]) == 1, PATIENCE_S, "the requeue")
     assert run.launches()[0]["exit_code"] == 75
     job.client(f"scancel {job.number}")
     wait_for(lambda: job.facts()["JobState"] == "CANCELLED", 90, "the end")

@@ -1,5 +1,6 @@
 """`deepspeed --hostfile` over ssh on real hosts: trains, stops, resumes, and survives what happens to machines."""
 
+import os
 import random
 import time
 
@@ -13,6 +14,9 @@ STEPS = 8
 KEYS = {"optim__steps": STEPS, "optim__global_batch": 12, "checkpoint__every_steps": 1, "engine__timeout_s": 20}
 SLOW = {**KEYS, "optim__steps": 400}
 "Long enough to be interrupted at leisure."
+END_S = 300.0
+"Seconds in which a run has ended whose machine or link has gone: engine.timeout_s, ssh's and the supervisor's, twice."
+POWER_CUTS = int(os.environ.get("FMRI_SCALE_KILLS", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +25,7 @@ def reference(cluster, corpus, tmp_path_factory):
     return unbroken(cluster, tmp_path_factory.mktemp("reference"), corpus, **KEYS)
 
 
-def assert_no_process_is_left(run, seconds=40):
+def assert_no_process_is_left(run, seconds=60):
     wait_for(lambda: not run.left_over(), seconds, f"the end of {run.left_over()}")
 
 
@@ -91,8 +95,8 @@ def test_killed_rank_ends_the_run_everywhere_and_a_restart_goes_on(cluster, corp
 
 
 def test_lost_machines_end_the_run_and_the_weights_are_those_of_the_unbroken_one(cluster, corpus, tmp_path):
-    """Power cuts of node1 and node2 at random moments while checkpoints are written all the time."""
-    keys = {**KEYS, "optim__steps": 16}
+    """Power cuts of node1 and node2 in turn, at random moments while checkpoints are written all the time."""
+    keys = {**KEYS, "optim__steps": 6 + 5 * POWER_CUTS}
     whole, broken = Run(cluster, tmp_path / "whole", corpus, **keys), Run(cluster, tmp_path / "broken", corpus, **keys)
     slots = {"node0": 1, "node1": 1, "node2": 1}
     job = whole.start("node0", "multinode.sh", HOSTFILE=whole.hostfile(**slots))
@@ -102,13 +106,14 @@ def test_lost_machines_end_the_run_and_the_weights_are_those_of_the_unbroken_one
     print(f"random moments of seed {seed}")
     draw = random.Random(seed)
     hostfile = broken.hostfile(**slots)
-    for victim in ("node1", "node2"):
+    for number in range(POWER_CUTS):
+        victim = ("node1", "node2")[number % 2]
         goal, pause = broken.saved_step() + draw.randint(1, 4), draw.uniform(0, 0.3)
         job = broken.start("node0", "multinode.sh", HOSTFILE=hostfile)
         job.wait_until(lambda goal=goal: broken.saved_step() >= goal)
         time.sleep(pause)
         cluster.power_off(victim)
-        assert job.wait(120) not in (0, 75), job.text()
+        assert job.wait(END_S) not in (0, 75), job.text()
         assert_no_process_is_left(broken)
         cluster.power_on(victim)
     job = broken.start("node0", "multinode.sh", HOSTFILE=hostfile)
@@ -124,7 +129,7 @@ def test_cut_link_ends_the_run_on_both_sides(cluster, corpus, tmp_path):
     job.wait_until(lambda: run.saved_step() >= 1)
     cluster.link("node1", up=False)
     try:
-        assert job.wait(150) not in (0, 75), job.text()
-        assert_no_process_is_left(run, 60)
+        assert job.wait(END_S) not in (0, 75), job.text()
+        assert_no_process_is_left(run)
     finally:
         cluster.link("node1", up=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.multinode.cluster import wait_for
-from tests.multinode.runs import ROOT, Run, unbroken
+from tests.multinode.runs import PATIENCE_S, ROOT, Run, unbroken
 
 STEPS = 8
 KEYS = {"optim__steps": STEPS, "optim__global_batch": 8, "checkpoint__every_steps": 2, "engine__timeout_s": 20}
@@ -46,7 +46,7 @@ def test_deepspeed_without_ssh_trains_across_hosts(cluster, corpus, tmp_path):
         f"{prepare}; {supervise} --secondary -- deepspeed {launcher} --node_rank 1 {program}",
         tmp_path / "1.txt",
     )
-    cluster.run("node0", f"{prepare}; {supervise} -- deepspeed {launcher} --node_rank 0 {program}")
-    assert other.wait(60) == 0, (tmp_path / "1.txt").read_text()
+    cluster.run("node0", f"{prepare}; {supervise} -- deepspeed {launcher} --node_rank 0 {program}", PATIENCE_S)
+    assert other.wait(PATIENCE_S) == 0, (tmp_path / "1.txt").read_text()
     assert run.status()["state"] == "done"
     assert [row["exit_code"] for row in run.launches()] == [0]

@@ -79,9 +79,11 @@ def test_a_constant_frame_decodes_to_zeros_not_nan(batch, mask):
     assert not decode(still, "frame_z", torch.from_numpy(np.flatnonzero(mask))).any()
 
 
-def test_smaller_images_are_means_of_blocks(batch, mask):
+@pytest.mark.parametrize("normalisation", ["run_z", "voxel_z", "frame_z", "none"])
+def test_smaller_images_are_means_of_blocks(batch, mask, normalisation):
     index = torch.from_numpy(np.flatnonzero(mask))
-    whole, small = decode(batch, "run_z", index), decode(batch, "run_z", index, (48, 32, 96))
+    whole, small = decode(batch, normalisation, index), decode(batch, normalisation, index, (48, 32, 96))
+    assert small.is_contiguous()
     blocks = whole.reshape(2, 1, 48, 2, 32, 3, 96, 1, 3).mean((3, 5, 7))
     torch.testing.assert_close(small, blocks)
     small_brain = reduced_mask(torch.from_numpy(mask), (48, 32, 96))

@@ -103,14 +103,16 @@ def test_validation_and_mixed_corpora_read_from_a_url(store, tmp_path, folder):
     [[503, 503], ["cut", "cut"], ["long"], [429, "cut", 500], ["flip"]],
     ids=lambda faults: "-".join(map(str, faults)),
 )
-def test_a_store_that_recovers_costs_retries_and_nothing_else(store, tmp_path, expected, access, faults):
+def test_a_store_that_recovers_costs_retries_and_nothing_else(store, tmp_path, expected, access, faults, caplog):
     config = settings(store.url, tmp_path, access=access, stall_timeout_s=4.0)
+    caplog.set_level("INFO")
     corpora = open_corpora(config)
     store.faults = {TAR: list(faults)}
     stream = ClipStream(corpora, config, 20, 2, 2)
     batch = next(stream)
     assert np.array_equal(batch.codes.numpy(), expected[0][0])
     assert stream.faults.retries >= 1
+    assert any("reads were repeated, of sample phantom__sub-0000" in record.message for record in caplog.records)
     assert not stream.faults.bad
     assert not store.faults[TAR]
 

@@ -7,10 +7,11 @@ import pytest
 import webdataset as wds
 
 from fmri_scale.config import DataConfig
-from fmri_scale.data import ClipStream, PlanSource, ShardSource
+from fmri_scale.data import ClipStream, PlanSource, ShardSource, open_corpora
 from fmri_scale.errors import DataError
 from sharding.corpus import open_corpus
 from tests.helpers.corpora import Segment, write_corpus
+from tests.helpers.shard_server import serving
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,16 @@ def test_workers_give_the_order_of_one_process(corpus, content, workers):
             assert np.array_equal(sample["twice"], 2 * codes.astype(np.int16))
             start = sample["json"]["start_frame"]
             assert np.array_equal(codes, content[sample["json"]["key"]][start : start + 20])
+
+
+def test_a_store_without_ranges_gives_the_same_order_through_the_pipeline(corpus, tmp_path):
+    expected = PlanSource(corpus, DataConfig(), 20, 3, seed=7).plan.clips(np.arange(36)).clip_id.tolist()
+    with serving(corpus.path) as server:
+        server.always = "whole"
+        remote = {"corpus": server.url, "cache_dir": str(tmp_path / "cache"), "stall_timeout_s": 8.0}
+        batches = itertools.islice(loader(open_corpora(DataConfig(**remote)), 2, config=remote), 12)
+        assert [sample["json"]["clip_id"] for batch in batches for sample in batch] == expected
+        assert any(path.endswith(".tar") for path, _ in server.requests)
 
 
 def test_ranks_and_restarts_go_on_in_the_same_order(corpus):

@@ -129,6 +129,22 @@ def test_every_arm_and_the_untrained_backbone_stand_in_the_table(
     assert all(not np.array_equal(a, b) for i, a in enumerate(vectors) for b in vectors[:i])
 
 
+def test_tokens_bring_the_attentive_probe_to_every_arm_and_the_untrained_backbone(
+    experiment: Path, trainer: Trainer, tmp_path: Path
+) -> None:
+    config = load_experiment([experiment], ["seeds=[0]", "features=[tokens=true]", "arms={token: [mask.ratio=0.5]}"])
+    run_experiment(config, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(table["method"]) >= {"token (linear)", "token (attentive)", "untrained (attentive)"}
+    assert "minus untrained (attentive)" in table.columns
+
+
+@pytest.mark.parametrize("item", ["stride=two", "tokens=yes", "colour=red", "stride"])
+def test_features_that_cannot_be_extracted_so_are_refused(item: str) -> None:
+    with pytest.raises(ConfigError, match=f"features: '{item}': expected stride=FRAMES"):
+        arms_module.feature_settings([item])
+
+
 def test_a_folder_of_another_experiment_is_refused(experiment: Path, trainer: Trainer, tmp_path: Path) -> None:
     run_module._claim(load_experiment([experiment]), tmp_path)
     run_module._claim(load_experiment([experiment]), tmp_path)
@@ -157,6 +173,18 @@ def test_a_wrong_arm_is_found_before_anything_is_trained(experiment: Path, train
     with pytest.raises(ConfigError, match=r"mask\.stratgy"):
         run_experiment(config, tmp_path / "out")
     assert not trainer.trained
+
+
+def test_a_dry_run_says_what_would_be_trained_and_does_nothing(
+    experiment: Path, trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["experiment", str(experiment), "--out", str(tmp_path / "out"), "--dry-run"]
+    assert main(command) == 0
+    assert "4 pretraining runs: 2 arms, seeds 0, 1" in capsys.readouterr().out
+    assert main([*command, "arms.tube=[mask.stratgy=tube]"]) == 2
+    assert "mask.stratgy" in capsys.readouterr().err
+    assert not trainer.trained
+    assert not (tmp_path / "out").exists()
 
 
 def test_unequal_fractions_hidden_are_said_aloud() -> None:
@@ -198,15 +226,17 @@ def test_an_experiment_that_refers_to_nothing_says_so(
         run_experiment(load_experiment([experiment], [override]), tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["known_truth", "region_vs_random", "masks_ablation", "scaling"])
+@pytest.mark.parametrize("name", ["known_truth", "haxby_objects", "region_vs_random", "masks_ablation", "scaling"])
 def test_shipped_experiments_resolve(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(SHIPPED.parents[1])
     (tmp_path / "corpus").mkdir()
     given = ["atlas=AAL3.nii.gz", "labels=AAL3.tsv"]
     given += ["corpora.main.path=corpus", "table=people.tsv"] if name in ("masks_ablation", "scaling") else []
+    given += ["corpora.haxby.path=runs"] if name == "haxby_objects" else []
     config: ExperimentConfig = load_experiment([SHIPPED / f"{name}.yaml"], given)
-    arms = arms_of(config, tmp_path)
+    arms = run_module.plan_experiment(config, tmp_path)
     assert len(arms) == len(config.arms) * len(config.seeds)
+    assert not any((tmp_path / name).exists() for name in ("arms", "data", "experiment.json"))
     for task in config.tasks:
         made = run_module.task_of(config, task, [], tmp_path)
         assert set(made.features) == set(config.arms)

@@ -7,7 +7,9 @@ import torch
 
 from fmri_scale.kernels.windows import Windows
 from fmri_scale.models import Backbone, MaskedAutoencoder, Predictor, TokenMask, clip_keys, init_weights
+from fmri_scale.models.block import Block
 from fmri_scale.models.embed import patchify, unpatchify
+from fmri_scale.models.shapes import StageShape
 from fmri_scale.models.strd import RedundancyDropout
 from tests.helpers.tiny_models import clips, drawn, tiny
 
@@ -57,6 +59,7 @@ def test_clips_of_any_length_train_under_any_mask(strategy, frames):
         tiny(image_size=[24, 12, 18], last_stage_full=False, window_size=[3, 2, 5, 3]),
         tiny(expand=1, state_dim=8, conv_dim=2, mlp_ratio=2.5, prompt_len=1),
         tiny(bidirectional=True, prompt_len=2, conv_dim=1),
+        tiny(wrap_shift=False, first_window_size=[2, 4, 2, 4]),
     ],
 )
 def test_shapes_the_published_model_cannot_have(config):
@@ -66,6 +69,23 @@ def test_shapes_the_published_model_cannot_have(config):
     output.loss.backward()
     assert model.unpatchify(output.prediction).shape == volume.shape
     assert all(g is not None for g in gradients(model).values())
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_without_wrapping_no_token_meets_one_from_the_opposite_edge(axis):
+    grid, window = (4, 8, 4, 8), (2, 4, 2, 4)
+    tokens = torch.randn(1, *grid, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    outputs = {}
+    for wrap in (True, False):
+        shape = StageShape(12, grid[:3], 2, window, True, wrap)
+        block = Block(shape, tiny(), shifted=True, number=1, drop_path=0.0, encoder=True).double()
+        init_weights(block, 0)
+        x = tokens.clone().requires_grad_()
+        outputs[wrap] = block(x)
+        (gradient,) = torch.autograd.grad(outputs[wrap].select(axis + 1, 0).square().sum(), x)
+        assert (gradient.select(axis + 1, grid[axis] - 1).abs().max() > 0) == wrap
+    inner = tuple(slice(w // 2, n - w // 2) for n, w in zip(grid, window, strict=True))
+    torch.testing.assert_close(outputs[True][0][inner], outputs[False][0][inner])
 
 
 def test_loss_is_the_mean_squared_error_on_hidden_brain_voxels_of_each_clip():

@@ -21,11 +21,13 @@ LINES = [
 ]
 INLINE = [" ".join(text.split()) for text in re.findall(r"`(fmri-(?:scale|shards) [a-z][^`]*)`", README)]
 MADE_BY_THE_TOUR = {
-    *("config.yaml", "runs", "cohort", "corpus", "release", "features.npz", "metrics.jsonl", "pictures", "checkpoints"),
-    *("reference.py", "cpu.py", "triton.py", "op.py", "cases.py"),
+    *("config.yaml", "runs", "cohort", "corpus", "release", "features.npz", "metrics.jsonl", "pictures", "checkpoints")
 }
-TO_BE_WRITTEN = {"sharding/discover/abide.py"}
-"By someone who follows the example."
+TO_BE_WRITTEN = {
+    *(f"rms/{name}.py" for name in ("__init__", "reference", "cpu", "triton", "op", "cases")),
+    "sharding/discover/abide.py",
+}
+"By someone who follows the examples, as test_readme_examples.py does."
 SOURCE = re.sub(
     r'"\s*\n\s*f?"',
     "",
@@ -60,9 +62,11 @@ def test_a_training_command_has_a_valid_configuration(line):
 def test_every_path_it_names_exists():
     named = set(re.findall(r"`([\w./-]+(?:/|\.py|\.sh|\.yaml|\.md|\.sbatch))`", README))
     named |= set(re.findall(r"(launch/\w+\.(?:sh|sbatch))", README))
-    named |= set(re.findall(r"\]\(((?!http)[^)]+)\)", README))
+    named |= set(re.findall(r"\]\(((?!http|#)[^)]+)\)", README))
     named = {name for name in named if name.split("/")[0] not in MADE_BY_THE_TOUR} - {".venv/"} - TO_BE_WRITTEN
     assert not {name for name in named if not (ROOT / name).exists()}
+    anchors = {name.removeprefix("#") for name in re.findall(r"\]\((#[^)]+)\)", README)}
+    assert anchors <= {title.lower().replace(" ", "-") for title in re.findall(r"^##+ (.+)$", README, re.M)}
     assert len(named) > 40
 
 

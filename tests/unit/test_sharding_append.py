@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -199,6 +201,45 @@ def test_file_that_changes_during_the_build_is_not_taken(
     (reason,) = make(folder, tmp_path / "out").failed
     assert "sub-1_task-rest_bold.nii.gz: changed since it was planned" in reason
     assert sorted(people(tmp_path / "out")) == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "reason"),
+    [
+        (
+            lambda table: os.utime(table),
+            "confounds of .*sub-1_task-rest_bold.nii.gz, changed since the run was planned",
+        ),
+        (lambda table: table.unlink(), "confounds.tsv: cannot be read .No such file or directory."),
+    ],
+)
+def test_confounds_that_change_or_go_during_the_build_fail_their_run_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[Path], None], reason: str
+) -> None:
+    table, confounds, plain = tmp_path / "runs.csv", tmp_path / "confounds.tsv", shard.prepare_run
+    confounds.write_text("framewise_displacement\n" + "0.1\n" * 8)
+    rows = "".join(f"{source}/sub-{n}_task-rest_bold.nii.gz,{'confounds.tsv' if n == 1 else ''}\n" for n in range(3))
+    table.write_text(f"path,confounds\n{rows}")
+
+    def prepare_run(path: Path, *args, **options):
+        if "sub-1" in path.name:
+            meanwhile(confounds)
+        return plain(path, *args, **options)
+
+    monkeypatch.setattr(shard, "prepare_run", prepare_run)
+    (said,) = make(table, tmp_path / "out").failed
+    assert re.search(reason, said), said
+    assert sorted(people(tmp_path / "out")) == ["0", "2"]
+
+
+def test_file_named_beside_a_run_that_is_not_there_fails_it_alone(source: Path, tmp_path: Path) -> None:
+    table = tmp_path / "runs.csv"
+    table.write_text(
+        f"path,confounds\n{source}/sub-0_task-rest_bold.nii.gz,\n{source}/sub-1_task-rest_bold.nii.gz,absent.tsv\n"
+    )
+    (reason,) = make(table, tmp_path / "out").failed
+    assert reason.startswith(f"{tmp_path / 'absent.tsv'}: cannot be read (No such file or directory)")
+    assert sorted(people(tmp_path / "out")) == ["0"]
 
 
 def test_limit_and_only_choose_runs(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,13 @@
 """A corpus: the same bytes from the same brains, whole or not there, going on where it stopped, readable by anyone."""
 
+import errno
+import fcntl
 import hashlib
 import io
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -299,6 +303,25 @@ def test_two_builds_of_one_corpus_do_not_run_together(source: Path, tmp_path: Pa
     finally:
         process.kill()
         process.wait()
+
+
+def test_file_system_without_locks_or_synced_folders_is_built_on_with_a_warning(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync = os.fsync
+
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def files_alone(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(handle)
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(os, "fsync", files_alone)
+    with pytest.warns(UserWarning, match="has no locks; start no other build in it"):
+        assert make([source / "sub-0_task-rest_bold.nii.gz"], tmp_path / "out").num_made == 1
 
 
 def test_full_disk_ends_in_one_line_and_can_be_gone_on_from(corpus: Corpus, source: Path, tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ def test_table_says_what_names_do_not(tmp_path: Path, kind: str) -> None:
     assert (second.path, second.tr, second.mask, second.split) == (tmp_path / "deep/b.nii.gz", 2.0, None, "val")
 
 
+def test_table_may_write_labels_as_bids_does(tmp_path: Path) -> None:
+    table = tmp_path / "runs.tsv"
+    table.write_text("path\tsubject\tsession\ttask\trun\nx.nii\tsub-01\tses-a\ttask-rest\trun-2\n")
+    bids = touch(tmp_path / "d", "sub-01_ses-a_task-rest_run-2_bold.nii") / "sub-01_ses-a_task-rest_run-2_bold.nii"
+    one, other = find_runs([table], dataset="d")[0][0], find_runs([bids], dataset="d")[0][0]
+    assert run_label(one) == run_label(other) == "d__sub-01_ses-a_task-rest_run-2"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -102,6 +110,7 @@ def test_table_says_what_names_do_not(tmp_path: Path, kind: str) -> None:
         ("path\ttr\nx.nii\tfast\n", "row 1: tr is 'fast'"),
         ("path\tsplit\nx.nii\ttraining\n", "row 1: split is 'training'"),
         ("path\tsubject\n\t3\n", "row 1: path is empty"),
+        ("path\tsubject\nx.nii\t***\n", r"row 1: subject is '\*\*\*'; expected letters or digits"),
         ("path\tdataset\nx.nii\ta b\n", "dataset name 'a b'"),
     ],
 )

@@ -198,11 +198,22 @@ def test_disk_that_cannot_be_written_stops_all_workers_in_one_line(source: Path,
         ("slurm", None, "say how many jobs with --workers N"),
     ],
 )
-def test_scheduler_that_makes_no_sense_is_one_line(
-    source: Path, tmp_path: Path, scheduler: str, workers: int | None, said: str
+def test_scheduler_that_makes_no_sense_is_refused_before_anything_is_done(
+    scheduler: str, workers: int | None, said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        make(source, tmp_path / "out", engine_for(scheduler, workers))
+        engine_for(scheduler, workers)
+
+
+def test_slurm_without_the_size_of_a_job_says_where_it_stands() -> None:
+    pytest.importorskip("dask_jobqueue")
+    import dask
+
+    with (
+        dask.config.set({"jobqueue.slurm.cores": None}),
+        pytest.raises(InputError, match="says no cores or memory of a job"),
+    ):
+        engine_for("slurm", 2)
 
 
 def test_slurm_job_runs_one_dask_worker_with_what_the_user_configured(monkeypatch: pytest.MonkeyPatch) -> None:

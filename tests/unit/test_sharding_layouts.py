@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -153,17 +155,41 @@ def test_broken_sidecar_fails_its_run_alone(tree: Path, content: str) -> None:
     assert labels(found) == ["sub-01_task-rest"]
     assert found.left_out[0].failed
     assert str(broken) in found.left_out[0].reason
+    assert "give --tr SECONDS" in found.left_out[0].reason or "expected seconds" in found.left_out[0].reason
+    told = discover([tree], FindOptions(tr=2.0))  # as the message says
+    assert [(run.tr, run.tr_from) for run in told.runs] == [(2.0, "")] * 2
+    assert told.left_out == []
 
 
-def test_part_of_a_tree_is_read_with_the_facts_of_the_whole(tree: Path) -> None:
+def test_part_of_a_tree_is_read_with_the_facts_of_the_whole(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fmriprep_run(tree, "sub-01_ses-1_task-rest", (MNI6,), empty=True)
     fmriprep_run(tree, "sub-02_task-rest", (MNI6,), empty=True)
     for sidecar in folder.glob("*_bold.json"):
         sidecar.unlink()
     put(tree, "task-rest_bold.json", {"RepetitionTime": 2.5})
-    for part in (tree / "sub-01", folder.parent, folder):
+    monkeypatch.chdir(tree / "sub-01")
+    for part in (tree / "sub-01", folder.parent, folder, Path("."), Path("ses-1/func"), Path("../sub-01/ses-1")):
         found = discover([part])
         assert [(run_label(run), run.tr) for run in found.runs] == [("study__sub-01_ses-1_task-rest", 2.5)]
+
+
+def test_no_folder_is_listed_twice(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("sub-01_ses-1_task-rest", "sub-01_ses-2_task-rest", "sub-02_task-rest"):
+        fmriprep_run(tree, name, (MNI6, MNI2009), empty=True)
+    listed: Counter[Path] = Counter()
+
+    def counting(plain: Callable) -> Callable:
+        def counted(path: Path) -> object:
+            listed[Path(path)] += 1
+            return plain(path)
+
+        return counted
+
+    for function in ("scandir", "listdir"):
+        monkeypatch.setattr(os, function, counting(getattr(os, function)))
+    assert len(discover([tree], FindOptions(layout="bids")).runs) == 3
+    assert len(listed) == 8
+    assert set(listed.values()) == {1}
 
 
 def test_tree_below_a_folder_named_like_a_subject_is_its_own(tmp_path: Path) -> None:

@@ -240,6 +240,16 @@ def test_outliers_are_named_against_their_own_dataset() -> None:
     assert outliers(runs) == found, "a run without the figure is passed over"
 
 
+def test_codes_that_keep_a_series_do_not_stand_out_by_keeping_it_a_little_less() -> None:
+    rows = [dict.fromkeys(RUNS_SCHEMA.names) | {"dataset": "a", "subject": str(i), "mean": 1.0} for i in range(10)]
+    for i, row in enumerate(rows):
+        row["int8_corr_p5"] = 0.99995 + 1e-6 * (i % 3)
+    rows[4]["int8_corr_p5"] = 0.9990
+    assert outliers(rows) == []
+    rows[4]["int8_corr_p5"] = 0.98
+    assert [outlier.run for outlier in outliers(rows)] == ["a sub-4"]
+
+
 def test_spread_of_mostly_equal_values_is_not_zero() -> None:
     assert middle_and_spread([0.0] * 9 + [1.0]) == (0.0, pytest.approx(1.2533 * 0.1))
     assert middle_and_spread([2.0] * 9) == (2.0, 0.0)

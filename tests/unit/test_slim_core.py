@@ -51,19 +51,20 @@ def test_nothing_of_training_is_installed_in_the_slim_environment():
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("extra", "command"),
     [
-        ["sharding.cli", "build", "runs", "--out", "corpus"],
-        ["sharding.cli", "inspect", "corpus"],
-        ["fmri_scale.cli", "evaluate", "task.yaml", "--out", "results"],
-        ["fmri_scale.train", "run_dir=run", "data.corpus=corpus"],
+        ("train", ["sharding.cli", "build", "runs", "--out", "corpus"]),
+        ("train", ["sharding.cli", "inspect", "corpus"]),
+        ("train", ["fmri_scale.cli", "evaluate", "task.yaml", "--out", "results"]),
+        ("train", ["fmri_scale.train", "run_dir=run", "data.corpus=corpus"]),
+        ("hub", ["fmri_scale.cli", "verify-release", "my-lab/brain-base"]),
     ],
-    ids=lambda words: " ".join(words[:2]),
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )
-def test_what_is_missing_is_one_line_that_names_the_extra(command):
+def test_what_is_missing_is_one_line_that_names_the_extra(extra, command):
     lines = run_slim(COMMAND, *command, code=2).strip().splitlines()
     assert len(lines) == 1, lines
-    assert "is not installed; pip install 'fmri-scale[train]'" in lines[0]
+    assert f"is not installed; pip install 'fmri-scale[{extra}]'" in lines[0]
 
 
 def test_a_missing_module_of_ours_is_no_matter_of_installing():

@@ -14,6 +14,8 @@ import torch
 from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.training import metrics, pictures, throughput
+from fmri_scale.training.estimate import devices
+from fmri_scale.training.estimate.speed import compute_seconds
 from fmri_scale.training.progress import Progress, duration
 
 
@@ -134,8 +136,10 @@ def test_speed_adds_up():
     assert row["data_wait_fraction"] == pytest.approx(0.25)
     total = cost(model).total
     assert row["model_tflops_per_rank"] == pytest.approx((total.forward_flops + total.backward_flops) / 1e12)
-    assert row["mfu"] is None
-    assert speed.frames_per_s == 0.0
+    assert row["mfu"] is row["roofline_fraction"] is None
+    assert speed.frames_per_s == row["checkpoint_s"] == 0.0
+    speed.saved(1.5)
+    assert [speed.row()["checkpoint_s"] for _ in range(2)] == [1.5, 0.0]
 
 
 def test_recomputation_is_no_useful_work():
@@ -155,6 +159,26 @@ def test_share_of_the_peak_of_a_known_gpu(monkeypatch):
     assert throughput.peak_flops(torch.device("cuda", 0)) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "best"), [("NVIDIA H200", True), ("NVIDIA H100 80GB HBM3", True), ("Unheard Of", False)]
+)
+def test_roofline_is_the_time_of_what_binds_and_no_run_can_be_faster(monkeypatch, name, best):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    model, gpu = ModelConfig(), torch.device("cuda", 0)
+    least = throughput.least_seconds(model, gpu)
+    if not best:
+        assert least is None
+        return
+    config = Config(model=model)
+    config.engine.dtype, config.optim.global_batch, config.optim.micro_batch = "bf16", 8, 8
+    predicted = compute_seconds(config, devices.GPUS[name.split()[1].lower()], world_size=1) / 8
+    assert 0.05 * predicted < least < predicted
+    total = cost(model).total
+    assert (total.forward_flops + total.backward_flops) / throughput.peak_flops(gpu) < least, (
+        "matrix products do not bind"
+    )
+
+
 def test_panels_show_what_was_hidden_and_what_was_made_of_it():
     seen, predicted = np.full((2, 2, 2), 1.0), np.full((2, 2, 2), 5.0)
     covered = np.zeros((2, 2, 2), dtype=bool)
@@ -162,11 +186,18 @@ def test_panels_show_what_was_hidden_and_what_was_made_of_it():
     scored = np.ones((2, 2, 2), dtype=bool)
     scored[0, 0, 0] = False
     panels = pictures.three_panels(seen, covered, predicted, scored)
-    assert np.isnan(panels["masked input"][0]).all()
-    assert (panels["masked input"][1] == 1).all()
+    hidden = panels["masked input (blue: hidden)"]
+    assert np.isnan(hidden[0]).all()
+    assert (hidden[1] == 1).all()
     assert (panels["reconstruction"] == 5).sum() == 3
     assert panels["reconstruction"][0, 0, 0] == 1
     assert (panels["reconstruction"][1] == 1).all()
+
+
+def test_places_of_a_picture_are_in_mm_whatever_the_size_of_the_image():
+    assert pictures.place_mm(48, 0, (96, 96, 96)) == 0.0
+    assert pictures.place_mm(39, 2, (96, 96, 96)) == 0.0
+    assert pictures.place_mm(12, 0, (24, 24, 24)) == 3.0  # the mean of voxels at 0, 2, 4 and 6 mm
 
 
 def test_planes_of_a_ras_volume_stand_upright():
@@ -180,8 +211,9 @@ def test_planes_of_a_ras_volume_stand_upright():
 
 def test_loss_curve_is_drawn_over_gaps(tmp_path):
     rows = [{"step": i, "loss": None if i == 3 else 1.0 / i} for i in range(1, 6)]
+    rows[3]["val_loss"] = 0.5
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png")
+    pictures.draw_loss(tmp_path, tmp_path / "pictures" / "loss.png", "mean squared error")
     assert (tmp_path / "pictures" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["loss.png"]
 

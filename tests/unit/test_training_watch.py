@@ -15,7 +15,7 @@ import torch
 from fmri_scale.errors import CheckpointError, LaunchError, TrainingError
 from fmri_scale.training.phases import PHASES, Phases
 from fmri_scale.training.tracing import ON_SIGNAL, Profiler
-from fmri_scale.training.watch import divergence, job_end, space, stragglers
+from fmri_scale.training.watch import divergence, finite, job_end, space, stragglers
 from fmri_scale.training.watch.job_end import JobEnd, end_time
 from fmri_scale.training.watch.spikes import FEWEST, LossSpikes
 from tests.helpers.tiny_run import write_run
@@ -84,6 +84,17 @@ def test_rank_with_other_weights_is_named(monkeypatch):
         divergence.check(module, 9)
     monkeypatch.setattr(divergence, "gather", lambda mine: [mine] * 3)
     divergence.check(module, 9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weight_that_is_not_finite_is_named(value):
+    module = torch.nn.Sequential(torch.nn.Linear(5, 3), torch.nn.LayerNorm(3))
+    finite.require(module, 9)
+    module[1].bias.data[2] = value
+    with pytest.raises(
+        TrainingError, match=r"after step 9 weights of rank 0 \(.*\) are not finite \(first in 1\.bias\)"
+    ):
+        finite.require(module, 9)
 
 
 def test_slow_rank_is_named_with_its_host(caplog):

@@ -10,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,7 @@ class FeatureSettings:
     stride: int | None = None
     batch_size: int = 4
     device: str = "cpu"
+    tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def train(arm: Arm, launcher: Sequence[str]) -> None:
     if code in STOPPED:
         raise LaunchError(f"{arm.run_dir}: training was stopped (exit code {code}); start the experiment again")
     if code:
-        raise LaunchError(f"{arm.run_dir}: training ended with exit code {code}; see {arm.run_dir}/logs")
+        raise LaunchError(f"{arm.run_dir}: training ended with exit code {code}; it says above why")
     status = json.loads((arm.run_dir / "status.json").read_text(encoding="utf-8"))
     if status["state"] != "done":
         raise LaunchError(f"{arm.run_dir}: status.json says {status['state']!r}, not done; start the experiment again")
@@ -155,15 +157,29 @@ def summary(arm: Arm) -> dict[str, float]:
 
 
 def feature_settings(items: Sequence[str]) -> FeatureSettings:
-    """Read stride=..., batch_size=..., device=..."""
-    given: dict[str, str] = {}
+    """Read stride=..., batch_size=..., device=..., tokens=...
+
+    Raises
+    ------
+    ConfigError
+        Another key, or a value that is none.
+    """
+    readers: dict[str, Callable[[str], Any]] = {
+        "stride": int,
+        "batch_size": int,
+        "device": str,
+        "tokens": {"true": True, "false": False}.__getitem__,
+    }
+    given: dict[str, Any] = {}
     for item in items:
-        name, found, value = item.partition("=")
-        if not found or name not in ("stride", "batch_size", "device"):
-            raise ConfigError(f"features: {item!r}: expected stride=FRAMES, batch_size=N or device=NAME")
-        given[name] = value
-    stride = int(given["stride"]) if "stride" in given else None
-    return FeatureSettings(stride, int(given.get("batch_size", 4)), given.get("device", "cpu"))
+        name, _, value = item.partition("=")
+        try:
+            given[name] = readers[name](value)
+        except (KeyError, ValueError):
+            raise ConfigError(
+                f"features: {item!r}: expected stride=FRAMES, batch_size=N, device=NAME or tokens=true"
+            ) from None
+    return FeatureSettings(**given)
 
 
 def corpus_id(path: Path) -> str:
@@ -181,7 +197,8 @@ def _extract(release: Path, corpus: Path, target: Path, settings: FeatureSetting
         model = untrained(model, seed)
     runs = corpus_runs(model, open_corpus(corpus))
     target.parent.mkdir(parents=True, exist_ok=True)
-    features = [extract_stored_run(model, run, settings.batch_size, settings.stride) for run in runs]
+    cut = (settings.batch_size, settings.stride, settings.tokens)
+    features = [extract_stored_run(model, run, *cut) for run in runs]
     save_features(features, model, target, overwrite=True)
 
 

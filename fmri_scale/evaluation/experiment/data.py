@@ -53,7 +53,9 @@ def _truth_settings(settings: dict[str, Any]) -> TruthSettings:
 
 def _build(name: str, entry: CorpusSource, cohort: Path, corpus: Path) -> None:
     """Build a corpus; the build itself knows what is done and continues after a kill."""
-    code = shards(["build", str(cohort), "--out", str(corpus), "--dataset", name, *entry.build])
+    # Runs of a folder keep the name that they have everywhere else, so that baselines may read the images.
+    dataset = [] if entry.source == "folder" else ["--dataset", name]
+    code = shards(["build", str(cohort), "--out", str(corpus), *dataset, *entry.build])
     if code not in (0, 1):  # 1: some runs could not be used; they are named in runs.parquet
         raise DataError(f"corpora.{name}: could not be built; the reason stands above")
 

@@ -18,6 +18,7 @@ from fmri_scale.evaluation.experiment.arms import (
     architecture,
     arms_of,
     corpus_id,
+    feature_settings,
     make_arm,
     make_untrained,
     summary,
@@ -50,13 +51,9 @@ def run_experiment(config: ExperimentConfig, out: Path) -> Path:
     FmriScaleError, ShardingError
         A step failed; the message says which and why. Starting again continues.
     """
+    arms = plan_experiment(config, out)
     out.mkdir(parents=True, exist_ok=True)
     _claim(config, out)
-    arms = arms_of(config, out)
-    for name in config.tasks:
-        task_of(config, name, [], out)  # what is wrong in a task is found before days of training
-    for entry in config.attribution.values():
-        config.fill(entry.atlas + entry.labels, out)
     make_corpora(config, out)
     corpora = {task.corpus: config.corpus(task.corpus, out) for task in config.tasks.values()}
     for arm in arms:
@@ -69,13 +66,31 @@ def run_experiment(config: ExperimentConfig, out: Path) -> Path:
     return _report(config, arms, out)
 
 
+def plan_experiment(config: ExperimentConfig, out: Path) -> list[Arm]:
+    """List what would be trained; nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        An arm, task or attribution does not resolve: found before days of training.
+    """
+    arms = arms_of(config, out)
+    for name in config.tasks:
+        task_of(config, name, [], out)
+    for entry in config.attribution.values():
+        config.fill(entry.atlas + entry.labels, out)
+    return arms
+
+
 def task_of(config: ExperimentConfig, name: str, baselines: list[Untrained], out: Path) -> TaskConfig:
     """Task with the features of every arm, and the untrained backbones as baselines."""
     entry = config.tasks[name]
     items = [config.fill(item, out) for item in entry.items]
     pattern = f"seed-{{seed}}/features/{entry.corpus}.npz"
-    added = [f"features.{arm}={out / 'arms' / arm / pattern}" for arm in config.arms]
-    added += [f"baselines.features.{item.name}={item.pattern.replace('CORPUS', entry.corpus)}" for item in baselines]
+    kinds = ["features", "tokens"] if feature_settings(config.features).tokens else ["features"]
+    added = [f"{kind}.{arm}={out / 'arms' / arm / pattern}" for kind in kinds for arm in config.arms]
+    of_corpus = {item.name: item.pattern.replace("CORPUS", entry.corpus) for item in baselines}
+    added += [f"baselines.{kind}.{name}={path}" for kind in kinds for name, path in of_corpus.items()]
     added += [f"name={json.dumps(name)}", f"scoring.seeds={json.dumps(config.seeds)}"]
     files = [item for item in items if "=" not in item]
     return load_task(files, [*(item for item in items if "=" in item), *added])
@@ -131,7 +146,7 @@ def _attribution(
         from fmri_scale.release import from_pretrained
 
         task = task_of(config, entry.task, [], out)
-        task.features = {entry.arm: task.features[entry.arm]}
+        task.features, task.tokens = {entry.arm: task.features[entry.arm]}, {}
         task.scoring.seeds = task.scoring.seeds[:1]
         task.baselines.bold = ""
         model = from_pretrained(out / "arms" / entry.arm / f"seed-{config.seeds[0]}" / "release")

@@ -83,7 +83,7 @@ class ExperimentConfig:
     launcher: list[str] = field(default_factory=list)
     "Command that trains, such as [bash, launch/local.sh]; empty: one process of this Python."
     features: list[str] = field(default_factory=list)
-    "Of clips: stride=FRAMES, batch_size=N, device=NAME."
+    "Of clips: stride=FRAMES, batch_size=N, device=NAME, tokens=true (for attentive probes beside the others)."
     untrained: bool = True
     "Add the untrained backbone of every architecture and seed as a baseline."
     max_fraction_gap: float = 0.02

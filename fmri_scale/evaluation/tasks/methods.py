@@ -84,6 +84,7 @@ def read_sources(task: TaskConfig) -> Sources:
         *(_features(task, naming, name, path, False, False) for name, path in task.features.items()),
         *(_features(task, naming, name, path, True, False) for name, path in task.baselines.features.items()),
         *(_features(task, naming, name, path, False, True) for name, path in task.tokens.items()),
+        *(_features(task, naming, name, path, True, True) for name, path in task.baselines.tokens.items()),
     ]
     found = {source.name + (" (tokens)" if source.tokens else ""): source.units() for source in features}
     tuned = read_tuned(task, naming)

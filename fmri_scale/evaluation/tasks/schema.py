@@ -83,6 +83,8 @@ class BaselineConfig:
     "Connectomes: correlation, partial correlation, tangent."
     features: dict[str, str] = field(default_factory=dict)
     "Features that count as a baseline, such as those of the untrained backbone: name to .npz, {seed} as above."
+    tokens: dict[str, str] = field(default_factory=dict)
+    "The same with token features, for the attentive probe."
     patterns: bool = False
     "Also the mean activity of each region or voxel over a unit, for task states."
     band_hz: list[float] = field(default_factory=lambda: [0.0, 0.0])

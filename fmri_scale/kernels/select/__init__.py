@@ -36,8 +36,11 @@ def select(
         When a shape does not fit the others.
     """
     width, rank = mixed.shape[-1], dt_proj_ER.shape[-1]
-    expected = {"x_proj": (x_proj_ME, (x_proj_ME.shape[0], width)), "dt_proj": (dt_proj_ER, (width, rank))}
-    expected["dt_bias"] = (dt_bias_E, (width,))
+    expected: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "x_proj": (x_proj_ME, (x_proj_ME.shape[0], width)),
+        "dt_proj": (dt_proj_ER, (width, rank)),
+        "dt_bias": (dt_bias_E, (width,)),
+    }
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {shape}")

@@ -307,10 +307,11 @@ def backward(d_mixed, d_dt, past, dB, dC, mixed, selection, x_proj, dt_proj, dt_
     tile = {"M": maps, "PIECE": steps_, **cut(steps_)}
     launch(select_step_kernel, (layers, shares), mixed.device, *inputs, **sizes, **tile)
     out, d_x_proj, states = torch.empty_like(mixed), empty(shares, maps, width), (maps - rank) // 2
-    inputs = (d_mixed, d_low if past is None else past.contiguous(), d_low, dB, dC, mixed, x_proj, out, d_x_proj, rows)
+    before = d_low if past is None else past.contiguous()
+    arrays = (d_mixed, before, d_low, dB, dC, mixed, x_proj, out, d_x_proj, rows)
     tile = {"S": states, "STATES": max(16, triton.next_power_of_2(states)), "LAYERS": layers, "PAST": past is not None}
     tile |= {"PIECE": maps_, **cut(maps_)}
-    launch(select_map_kernel, (width // maps_, shares), mixed.device, *inputs, **sizes, **tile)
+    launch(select_map_kernel, (width // maps_, shares), mixed.device, *arrays, **sizes, **tile)
     d_x_proj, d_dt_proj, d_dt_bias = (v.sum(0).to(mixed.dtype) for v in (d_x_proj, d_dt_proj, d_dt_bias))
     return out, d_x_proj, d_dt_proj.t().contiguous(), d_dt_bias
 

@@ -71,6 +71,22 @@ GPUS = {
     "h100": _gpu("H100", 80, 989, 67, 3.35, 132 * 4 * 1.98e-3, 450, 50),
     "h200": _gpu("H200", 141, 989, 67, 4.8, 132 * 4 * 1.98e-3, 450, 50),
 }
+
+
+def full_rates(gpu: str) -> Device | None:
+    """Return a GPU by the name its driver gives, at the rates of its data sheet; None for one that is not known."""
+    found = next((device for key, device in GPUS.items() if key.upper() in gpu.upper()), None)
+    if found is None:
+        return None
+    return replace(
+        found,
+        matmul_bf16=found.matmul_bf16 / MATMUL,
+        matmul_fp32=found.matmul_fp32 / MATMUL,
+        bandwidth=found.bandwidth / MEMORY,
+        scan_elements=found.scan_elements / ISSUE,
+    )
+
+
 CPU_LINK = 1e9
 "B/s between ranks on CPUs, over loopback or a 10 Gbit/s network."
 

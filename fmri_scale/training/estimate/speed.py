@@ -5,11 +5,12 @@ work is counted as bytes moved: of a block per token and channel, of the voxels 
 """
 
 import math
+from dataclasses import replace
 
 from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.models.cost import SCAN_BACKWARD, SCAN_FORWARD
-from fmri_scale.models.shapes import decoder_stages, effective_window, encoder_stages
+from fmri_scale.models.shapes import decoder_stages, encoder_stages
 from fmri_scale.training.estimate.devices import Device
 
 BLOCK_BYTES = 390
@@ -22,6 +23,8 @@ BLOCK_LAUNCHES, OTHER_LAUNCHES = 110, 350
 "Operations started per block, and besides, in a forward and backward pass."
 ADAM_BYTES = 32
 "Bytes read and written per parameter by the optimizer's step, norm and clipping included."
+LEAST_BLOCK_BYTES = 5 * 2
+"Bytes per token, channel and block that no code can save: input and output, input again, two gradients, in bf16."
 
 
 def scan_elements(model: ModelConfig) -> int:
@@ -48,13 +51,22 @@ def compute_seconds(config: Config, device: Device, world_size: int) -> float:
     return micro_steps * micro_s + ADAM_BYTES * total.parameters / shards / device.bandwidth
 
 
+def least_clip_seconds(model: ModelConfig, device: Device) -> float:
+    """Return the roofline of a clip's forward and backward pass: the seconds of what binds, all else hidden behind it.
+
+    What binds is the longest of: matrix products in bf16; the scans, by the instructions of the compiled kernel; the
+    bytes that must be moved. Recomputation is not work. `device` has its full rates (devices.full_rates).
+    """
+    plain = replace(model, checkpoint_blocks=False)
+    total, elements = cost(plain).total, scan_elements(plain)
+    products = total.forward_flops + total.backward_flops - elements * (SCAN_FORWARD + SCAN_BACKWARD)
+    moved = LEAST_BLOCK_BYTES * sum(_padded(plain).values())
+    return max(products / device.matmul_bf16, elements / device.scan_elements, moved / device.bandwidth)
+
+
 def _padded(model: ModelConfig) -> dict[int, int]:
     """Return, by stage, tokens x channels of its blocks for one clip, on grids padded to whole windows."""
-    sizes = {}
-    for i, s in enumerate(_stages(model)):
-        padded, _, _ = effective_window((*s.grid, model.num_frames), s.window, s.shifted)
-        sizes[i] = s.depth * math.prod(padded) * s.width
-    return sizes
+    return {i: sum(s.padded_tokens(model.num_frames)) * s.width for i, s in enumerate(_stages(model))}
 
 
 def _stages(model: ModelConfig) -> list:

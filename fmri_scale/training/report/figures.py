@@ -45,6 +45,8 @@ PANELS = (
     Panel("Data wait", ("data_wait_fraction",), "fraction of the step, slowest rank", top=0.01),
     Panel("Model FLOPs", ("model_tflops_per_rank",), "TFLOP/s per rank"),
     Panel("MFU", ("mfu",), "fraction of the peak of dense bf16"),
+    Panel("Roofline", ("roofline_fraction",), "least time that the hardware could take, over the time taken"),
+    Panel("Checkpoints", ("checkpoint_s",), "seconds since the last row", top=0.1),
     Panel("Memory", ("peak_memory_gb",), "peak so far, GB (1e9 bytes), rank 0"),
     Panel("Masked", ("masked_fraction", "masked_fraction_brain"), "fraction of tokens hidden"),
     Panel("Redundancy dropout", RATES, "share of tokens dropped, by redundancy from", top=0.1),

@@ -1,0 +1,42 @@
+"""What opening a corpus takes, and which masks it takes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from sharding.corpus import open_corpus
+from sharding.errors import CorpusError
+from sharding.format import GRID_AFFINE
+from sharding.mask_image import read_mask
+from tests.helpers.corpora import Segment, write_corpus
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_mask_of_another_layout_opens_and_one_of_another_grid_is_refused(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", [Segment(20)])
+    mask = read_mask(folder / "mask.nii.gz")
+    nib.save(nib.Nifti1Image(mask.astype(np.float32), GRID_AFFINE), folder / "mask.nii.gz")
+    assert np.array_equal(open_corpus(folder).mask, mask)
+    nib.save(nib.Nifti1Image(mask.astype(np.uint8), np.eye(4)), folder / "mask.nii.gz")
+    with pytest.raises(CorpusError, match=r"mask\.nii\.gz: grid .* is not the canonical"):
+        open_corpus(folder)
+
+
+def test_a_stream_of_clips_needs_no_http_no_tables_and_no_training(tmp_path):
+    program = """
+import sys, torch
+before = set(sys.modules)
+from fmri_scale.config import DataConfig
+from fmri_scale.data import ClipStream, open_corpora
+config = DataConfig(corpus=sys.argv[1])
+next(ClipStream(open_corpora(config), config, 20, 1, 1))
+heavy = {"nilearn", "urllib3", "fsspec", "pandas", "pyarrow.compute", "deepspeed"}
+print(sorted(heavy & (set(sys.modules) - before)))
+"""
+    command = [sys.executable, "-c", program, str(write_corpus(tmp_path / "corpus", [Segment(20)]))]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
