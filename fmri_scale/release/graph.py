@@ -1,14 +1,14 @@
 """The encoder as a graph that torch alone can run: one file, no fmri_scale, no kernels of ours.
 
-`torch.export` records the encoder; our two operators, the windowed convolution and scan, are replaced by plain
-tensor operations whose number grows with the square root of a window's length and whose memory does not. In: a
-release. Out: `FILE.pt2`, which maps normalised clips to features and latent map; its numbers are compared before it
-gets its name. Shape suffixes: B clips, N tokens, W windows of all clips, L tokens of a window, C pieces of a window,
-E channels, S states, K taps.
+`torch.export` records the encoder; our operators are replaced by torch's own: the windowed convolution and scan by
+plain tensor operations whose number grows with the square root of a window's length and whose memory does not, the
+others by their definitions. In: a release. Out: `FILE.pt2`, which maps normalised clips to features and latent map; its
+numbers are compared before it gets its name. Shape suffixes: B clips, N tokens, W windows of all clips, L tokens of a
+window, C pieces of a window, E channels, S states, K taps.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from torch.nn import functional as F
 
 from fmri_scale.errors import CheckpointError
 from fmri_scale.kernels import conv, scan  # noqa: F401 - defines the operators that are replaced below
+from fmri_scale.kernels.gate import reference as gate
+from fmri_scale.kernels.mlp import reference as mlp
+from fmri_scale.kernels.project import reference as project
+from fmri_scale.kernels.select import reference as select
 from fmri_scale.release.pretrained import Pretrained
 from fmri_scale.release.reference import reference_clip
 
@@ -81,10 +85,23 @@ def record(model: Pretrained) -> Any:
         program = torch.export.export(
             EncoderGraph(model).eval(), (example,), dynamic_shapes=({0: clips},), strict=False
         )
-    plain = {torch.ops.fmri_scale.scan.default: plain_scan, torch.ops.fmri_scale.conv_silu.default: plain_conv_silu}
+    ours = torch.ops.fmri_scale
+    plain = {
+        ours.scan.default: plain_scan,
+        ours.conv_silu.default: plain_conv_silu,
+        ours.norm_project.default: _without_backend(project.forward),
+        ours.select.default: _without_backend(select.forward),
+        ours.gate_linear.default: _without_backend(gate.forward),
+        ours.norm_mlp.default: _without_backend(mlp.forward),
+    }
     program = program.run_decompositions(plain)
     program.example_inputs = ((torch.empty(0),), {})  # not the two clips, which would be most of the file
     return program
+
+
+def _without_backend(definition: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a definition that takes an operator's arguments, the last of which names the backend."""
+    return lambda *arguments: definition(*arguments[:-1])
 
 
 def plain_conv_silu(

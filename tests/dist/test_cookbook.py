@@ -22,14 +22,16 @@ SMALLER = [
 ]
 "What is the machine's size and nothing else."
 GIVEN = {
-    "experiments": ["table=t.tsv", "atlas=a.nii.gz", "labels=a.tsv", "corpora.main.path=corpus"],
+    "experiments": ["table=t.tsv", "atlas=a.nii.gz", "labels=a.tsv", "corpora.main.path=corpus", "corpora.haxby.path=runs"],
     "tasks": ["target.events=runs", "baselines.bold=runs"],
 }
 "What the comments of these files ask for."
 
 
 def given(path: Path) -> list[str]:
-    return [item for item in GIVEN[path.parent.name] if "corpora.main" not in item or "main:" in path.read_text()]
+    corpora = {name for name in ("main", "haxby") if f"\n  {name}:" in path.read_text()}
+    items = (item.split(".") for item in GIVEN[path.parent.name])
+    return [".".join(words) for words in items if words[0] != "corpora" or words[1] in corpora]
 
 
 @pytest.fixture(scope="module")
