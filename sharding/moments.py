@@ -12,7 +12,7 @@ import numpy as np
 from sharding.quantise import VoxelMoments
 from sharding.store import BLOCK_VOXELS, CHUNK_FRAMES, Frames, by_block, chunks
 
-SAMPLED_VOXELS = 32768
+SAMPLED_VOXELS = 16384
 "Voxels of the brain, evenly spread, by which change from frame to frame is judged."
 
 CENTRED_FRACTION = 0.05

@@ -11,7 +11,7 @@ from typing import IO, Protocol
 
 import numpy as np
 
-MEMORY_BYTES = 160 * 2**20
+MEMORY_BYTES = 192 * 2**20
 "Largest series kept in memory: a segment of 128 frames of the whole mask fits."
 
 CHUNK_FRAMES = 16
