@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from fmri_scale.evaluation.baselines import ImageSeries
 from fmri_scale.evaluation.baselines.connectivity import connectomes
+from fmri_scale.evaluation.experiment.schema import load_experiment
 from fmri_scale.evaluation.tables import read_target
 from fmri_scale.evaluation.tasks import load_task
 from fmri_scale.evaluation.tasks.run import run_task
@@ -18,8 +19,10 @@ from sharding.atlas import load_label_image_on_grid, load_labels_tsv
 from sharding.cli import main
 from sharding.errors import ShardingError
 from sharding.format import GRID_AFFINE
-from sharding.phantom_truth import TruthSettings, make_truth_cohort, region_courses
+from sharding.phantom_anatomy import load_anatomy
+from sharding.phantom_truth import TruthSettings, make_truth_cohort, parcels_of, region_courses
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = TruthSettings(subjects=40, volumes=40, voxel_mm=12.0)
 NUMBERS = [(3, 8), (5, 1)]
 
@@ -132,3 +135,12 @@ def test_the_command_makes_it_and_refuses_what_makes_no_sense(
     assert "--null goes with --known-truth" in capsys.readouterr().err
     with pytest.raises(ShardingError, match="no region is named 'nowhere'"):
         next(make_truth_cohort(tmp_path / "e", replace(SMALL, pairs=(("nowhere", "motor_1_L"),))))
+
+
+def test_the_shipped_experiment_plants_regions_of_like_size_and_differs_from_its_null_in_the_groups_alone() -> None:
+    corpora = load_experiment([ROOT / "configs" / "experiments" / "known_truth.yaml"]).corpora
+    planted, nothing = (json.loads(corpora[name].settings) for name in ("planted", "nothing"))
+    assert nothing == planted | {"null": True, "seed": 1}
+    parcels = parcels_of(load_anatomy(TruthSettings().voxel_mm))
+    sizes = [int((parcels.of_voxel == parcels.names.index(name)).sum()) for pair in planted["pairs"] for name in pair]
+    assert max(sizes) < 1.5 * min(sizes)  # of unlike pairs occlusion finds one partner only
