@@ -5,6 +5,7 @@ work is counted as bytes moved: of a block per token and channel, of the voxels 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from fmri_scale.config import Config, ModelConfig
@@ -27,9 +28,9 @@ LEAST_BLOCK_BYTES = 5 * 2
 "Bytes per token, channel and block that no code can save: input and output, input again, two gradients, in bf16."
 
 
-def scan_elements(model: ModelConfig) -> int:
-    """Return token x channel x state of all scans in one clip's forward pass, padding included."""
-    return model.expand * model.state_dim * sum(_padded(model).values())
+def scan_elements(model: ModelConfig, patches: Sequence[int] | None = None) -> int:
+    """Return token x channel x state of all scans in one clip's forward pass, padding included; `patches` as `cost`."""
+    return model.expand * model.state_dim * sum(_padded(model, patches).values())
 
 
 def compute_seconds(config: Config, device: Device, world_size: int) -> float:
@@ -51,23 +52,24 @@ def compute_seconds(config: Config, device: Device, world_size: int) -> float:
     return micro_steps * micro_s + ADAM_BYTES * total.parameters / shards / device.bandwidth
 
 
-def least_clip_seconds(model: ModelConfig, device: Device) -> float:
+def least_clip_seconds(model: ModelConfig, device: Device, patches: Sequence[int] | None = None) -> float:
     """Return the roofline of a clip's forward and backward pass: the seconds of what binds, all else hidden behind it.
 
     What binds is the longest of: matrix products in bf16; the scans, by the instructions of the compiled kernel; the
-    bytes that must be moved. Recomputation is not work. `device` has its full rates (devices.full_rates).
+    bytes that must be moved. Recomputation is not work. `device` has its full rates (devices.full_rates), `patches` are
+    those of `cost`.
     """
     plain = replace(model, checkpoint_blocks=False)
-    total, elements = cost(plain).total, scan_elements(plain)
+    total, elements = cost(plain, patches=patches).total, scan_elements(plain, patches)
     products = total.forward_flops + total.backward_flops - elements * (SCAN_FORWARD + SCAN_BACKWARD)
-    moved = LEAST_BLOCK_BYTES * sum(_padded(plain).values())
+    moved = LEAST_BLOCK_BYTES * sum(_padded(plain, patches).values())
     return max(products / device.matmul_bf16, elements / device.scan_elements, moved / device.bandwidth)
 
 
-def _padded(model: ModelConfig) -> dict[int, int]:
+def _padded(model: ModelConfig, patches: Sequence[int] | None = None) -> dict[int, int]:
     """Return, by stage, tokens x channels of its blocks for one clip, on grids padded to whole windows."""
-    return {i: sum(s.padded_tokens(model.num_frames)) * s.width for i, s in enumerate(_stages(model))}
+    return {i: sum(s.padded_tokens(model.num_frames)) * s.width for i, s in enumerate(_stages(model, patches))}
 
 
-def _stages(model: ModelConfig) -> list:
-    return [*encoder_stages(model), *decoder_stages(model)]
+def _stages(model: ModelConfig, patches: Sequence[int] | None = None) -> list:
+    return [*encoder_stages(model, patches), *decoder_stages(model, patches)]
