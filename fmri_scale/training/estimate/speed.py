@@ -13,6 +13,7 @@ from fmri_scale.models import cost
 from fmri_scale.models.cost import SCAN_BACKWARD, SCAN_FORWARD
 from fmri_scale.models.shapes import decoder_stages, encoder_stages
 from fmri_scale.training.estimate.devices import Device
+from fmri_scale.training.estimate.patches import computed_patches
 
 BLOCK_BYTES = 390
 "Bytes moved per token, channel and block, forward and backward in bf16, where each operation is a kernel of its own."
@@ -37,12 +38,13 @@ def compute_seconds(config: Config, device: Device, world_size: int) -> float:
     """Return the seconds of computing in an optimizer step of one rank."""
     model = config.model
     bf16 = config.engine.dtype == "bf16"
-    total, elements = cost(model).total, scan_elements(model)
+    patches = computed_patches(model)
+    total, elements = cost(model, patches=patches).total, scan_elements(model, patches)
     again = SCAN_FORWARD if model.checkpoint_blocks else 0
     products = total.forward_flops + total.backward_flops - elements * (SCAN_FORWARD + SCAN_BACKWARD + again)
     scans = elements * (4 / 3 if model.checkpoint_blocks else 1)
     voxels = model.num_frames * math.prod(model.image_size)
-    moved = BLOCK_BYTES * sum(_padded(model).values()) * (1 if bf16 else FP32_FACTOR) + VOXEL_BYTES * voxels
+    moved = BLOCK_BYTES * sum(_padded(model, patches).values()) * (1 if bf16 else FP32_FACTOR) + VOXEL_BYTES * voxels
     clip_s = products / (device.matmul_bf16 if bf16 else device.matmul_fp32)
     clip_s += scans / device.scan_elements + moved / device.bandwidth
     micro_steps = config.optim.global_batch / (config.optim.micro_batch * world_size)
