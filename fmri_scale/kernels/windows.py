@@ -158,7 +158,7 @@ class ListedWindows(Windows):
     def places(self, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor | None]:
         """As of `Windows`."""
         start, patch_M, place_M = self._parts(device)
-        number_M = torch.repeat_interleave(torch.arange(self.num_lists, device=device), start.diff())
+        number_M = torch.searchsorted(start, torch.arange(self.grid[0], device=device), right=True) - 1
         patch = torch.full((self.num_lists, math.prod(self.window[:3])), -1, device=device)
         patch[number_M, place_M] = patch_M
         order = self._with_frames(patch, False)

@@ -56,28 +56,28 @@ class RedundancyDropout(nn.Module):
     def keep(self, h_BNC: Tensor, windows: Windows, keys_B: Tensor) -> Tensor:
         """Return 1 for kept and 0 for dropped tokens, `[B, N]`."""
         b, n, c = h_BNC.shape
-        order, real_WL = windows.places(h_BNC.device)
-        order, real = order.flatten(), None
-        h_WLC = h_BNC[:, order].reshape(-1, windows.length, c)
-        if real_WL is not None:  # windows keep their places: a token's neighbours are those beside it
-            h_WLC = h_WLC * real_WL.repeat(b, 1).unsqueeze(2)
-            real = real_WL.flatten().nonzero().squeeze(1)
-            order, real_WL = order[real], real_WL.repeat(b, 1)
+        order, real = windows.places(h_BNC.device)
+        h_WLC = h_BNC[:, order.flatten()].reshape(-1, windows.length, c)
+        target, real_WL = order.flatten(), None
+        if real is not None:  # windows keep their places, as a token's neighbours are those beside it
+            target, real_WL = torch.where(real, order, n).flatten(), real.repeat(b, 1)  # what is missing goes aside
+            h_WLC = h_WLC * real_WL.unsqueeze(2)
         if self.form == "paper":
             redundant_WL = redundancy(h_WLC, windows.window, real_WL=real_WL)
             score_WL = self.rate * redundant_WL
         else:
             score_WL = scores(h_WLC, windows.window, backend=self.backend, real_WL=real_WL).to(h_BNC.dtype)
-        score_BN = torch.empty(b, n, dtype=score_WL.dtype, device=h_BNC.device)
-        score_BN[:, order] = _listed(score_WL.view(b, -1), real)
-        keep_BN = uniform(keys_B, self.salt, n) >= score_BN
+        score_BN = torch.empty(b, n if real is None else n + 1, dtype=score_WL.dtype, device=h_BNC.device)
+        score_BN[:, target] = score_WL.view(b, -1)
+        keep_BN = uniform(keys_B, self.salt, n) >= score_BN[:, :n]
         if not torch.compiler.is_compiling():  # a compiled block keeps nothing beside its outputs
             first = slice(windows.num_windows)
             if self.form == "paper":
                 seen_WL = redundant_WL[first]
             else:
                 seen_WL = redundancy(h_WLC[first], windows.window, real_WL=None if real_WL is None else real_WL[first])
-            self.counts = _counts(_listed(seen_WL.view(1, -1), real)[0], ~keep_BN[0, order])
+            there = slice(None) if real is None else real
+            self.counts = _counts(seen_WL[there].flatten(), ~keep_BN[0, order[there].flatten()])
         return keep_BN.to(h_BNC.dtype)
 
 
@@ -92,11 +92,6 @@ def drop_rates(counts: list[float]) -> dict[str, float]:
     dropped, seen = counts[:LEVELS], counts[LEVELS:]
     by_level = {name: part / whole for name, part, whole in zip(RATES[1:], dropped, seen, strict=True) if whole}
     return {RATES[0]: sum(dropped) / max(sum(seen), 1.0)} | by_level
-
-
-def _listed(values_BN: Tensor, real: Tensor | None) -> Tensor:
-    """Values at the places that have a token; all where every place has one."""
-    return values_BN if real is None else values_BN[:, real]
 
 
 def _counts(redundancy_N: Tensor, dropped_N: Tensor) -> Tensor:

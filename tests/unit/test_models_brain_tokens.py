@@ -161,12 +161,12 @@ def test_redundancy_dropout_looks_at_the_tokens_that_are_there(form):
 
 
 def test_a_block_is_one_graph_and_recomputes_alike():
-    model = told(replace(TINY, num_frames=6, prompt_len=2))
-    block = model.backbone.stages[0].blocks[1]
+    model = told(replace(TINY, num_frames=6, prompt_len=2, bidirectional=True, strd="published"))
+    block, keys = model.backbone.stages[0].blocks[1], clip_keys(0, 0, torch.arange(2))
     x = torch.randn(2, model.backbone.num_patches[0], 1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     torch.compiler.reset()
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    found = [torch.autograd.grad(run(x).square().mean(), list(block.parameters())) for run in (block, compiled)]
+    found = [torch.autograd.grad(run(x, keys).square().mean(), list(block.parameters())) for run in (block, compiled)]
     torch.testing.assert_close(*found)
     plain, again = (told(replace(TINY, checkpoint_blocks=c)) for c in (False, True))
     for model in (plain, again):
