@@ -247,11 +247,10 @@ def token_rows(windows: Windows, block: range, reverse: bool = False) -> torch.T
     Tensor
         int64 `(length, len(block))`, time first, contiguous; negative where a window has no more tokens.
     """
-    return _rows(windows, windows.order(reverse=reverse), block)
+    return _rows(windows, windows.order(reverse=reverse), torch.arange(block.start, block.stop))
 
 
-def _rows(windows: Windows, order: torch.Tensor, block: range) -> torch.Tensor:
-    number = torch.arange(block.start, block.stop)
+def _rows(windows: Windows, order: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     clip = torch.div(number, windows.num_windows, rounding_mode="floor")
     first = (clip * windows.num_tokens).unsqueeze(1)
     rows = order[number % windows.num_windows]
@@ -284,13 +283,23 @@ class Rows(NamedTuple):
 
 
 class Visits:
-    """`Rows` of any block of windows; a list's order is made once for all of them."""
+    """`Rows` of any block of a batch's windows.
 
-    def __init__(self, windows: Windows, reverse: bool = False) -> None:
+    Windows of lists are numbered from the longest to the shortest, and a block is as long as its first one.
+    """
+
+    def __init__(self, windows: Windows, batch: int, reverse: bool = False) -> None:
         self._windows = windows
         self._order = windows.order(reverse=reverse)
+        self._by_length: torch.Tensor | None = None
+        if windows.table is not None:
+            lengths = (self._order >= 0).sum(1).repeat(batch)
+            self._lengths, self._by_length = lengths.sort(descending=True, stable=True)
 
     def __call__(self, block: range) -> Rows:
         """Return the rows that the windows of a block visit."""
-        rows = _rows(self._windows, self._order, block).flatten()
-        return Rows(rows, None) if self._windows.table is None else Rows(rows.clamp(min=0), rows >= 0)
+        if self._by_length is None:
+            return Rows(_rows(self._windows, self._order, torch.arange(block.start, block.stop)).flatten(), None)
+        rows = _rows(self._windows, self._order, self._by_length[block.start : block.stop])
+        rows = rows[: int(self._lengths[block.start])].flatten()
+        return Rows(rows.clamp(min=0), rows >= 0)

@@ -27,7 +27,7 @@ def forward(
     """Return y (B, N, E) in the dtype of x."""
     conv = _Conv(x_BNE, weight_EK, bias_E, windows, prefix_KE)
     y_BNE = torch.empty(x_BNE.shape, dtype=x_BNE.dtype)
-    x, y, visits = x_BNE.flatten(0, 1), y_BNE.flatten(0, 1), Visits(windows)
+    x, y, visits = x_BNE.flatten(0, 1), y_BNE.flatten(0, 1), Visits(windows, x_BNE.shape[0])
 
     def work(blocks: Iterator[range]) -> None:
         for block in blocks:
@@ -54,19 +54,20 @@ def backward(
     K, E = conv.taps.shape
     d_taps, d_prefix = (torch.empty(len(conv.blocks), n, E, dtype=conv.dtype) for n in (K, K - 1))
     d_bias = torch.empty(len(conv.blocks), E, dtype=conv.dtype)
-    visits = Visits(windows)
+    visits = Visits(windows, x_BNE.shape[0])
 
     def work(blocks: Iterator[range]) -> None:
         for block in blocks:
             number, w = block.start // conv.w, len(block)
             visited = visits(block)
             rows = conv.rows(x, visited.at, w)
-            upstream = visited.clear(dy.index_select(0, visited.at)).to(conv.dtype).view(conv.L, w, E)
+            L = len(visited.at) // w
+            upstream = visited.clear(dy.index_select(0, visited.at)).to(conv.dtype).view(L, w, E)
             d_pre = torch.ops.aten.silu_backward(upstream, conv.pre_activation(rows))
             d_rows = torch.zeros_like(rows)
             for k in range(K):
-                d_rows[k : k + conv.L].addcmul_(d_pre, conv.taps[k])
-                d_taps[number, k] = (rows[k : k + conv.L] * d_pre).sum((0, 1))
+                d_rows[k : k + L].addcmul_(d_pre, conv.taps[k])
+                d_taps[number, k] = (rows[k : k + L] * d_pre).sum((0, 1))
             d_bias[number] = d_pre.sum((0, 1))
             d_prefix[number] = d_rows[: K - 1].sum(1)
             visited.write(dx, d_rows[K - 1 :].reshape(-1, E).to(dx.dtype))
@@ -89,21 +90,23 @@ class _Conv:
         self.taps = weight_EK.to(self.dtype).t().contiguous()
         self.bias = bias_E.to(self.dtype)
         self.prefix = None if prefix_KE is None else prefix_KE.to(self.dtype).unsqueeze(1)
-        self.L, self.E = windows.length, x_BNE.shape[2]
-        self.w = max(1, BLOCK_ELEMENTS // (self.L * self.E))
+        self.E = x_BNE.shape[2]
+        self.w = max(1, BLOCK_ELEMENTS // (windows.length * self.E))
         self.blocks = blocks_of(x_BNE.shape[0] * windows.num_windows, self.w)
 
     def rows(self, flat: torch.Tensor, index: torch.Tensor, w: int) -> torch.Tensor:
         """Gather w windows behind their prefix, (K - 1 + L, w, E)."""
         before = self.taps.shape[0] - 1
-        rows = torch.empty(before + self.L, w, self.E, dtype=self.dtype)
+        L = len(index) // w
+        rows = torch.empty(before + L, w, self.E, dtype=self.dtype)
         rows[:before] = 0.0 if self.prefix is None else self.prefix
-        rows[before:] = flat.index_select(0, index).view(self.L, w, self.E)
+        rows[before:] = flat.index_select(0, index).view(L, w, self.E)
         return rows
 
     def pre_activation(self, rows: torch.Tensor) -> torch.Tensor:
         """Sum the taps, (L, w, E)."""
-        pre = torch.addcmul(self.bias, rows[: self.L], self.taps[0])
+        L = rows.shape[0] - self.taps.shape[0] + 1
+        pre = torch.addcmul(self.bias, rows[:L], self.taps[0])
         for k in range(1, self.taps.shape[0]):
-            pre.addcmul_(rows[k : k + self.L], self.taps[k])
+            pre.addcmul_(rows[k : k + L], self.taps[k])
         return pre

@@ -44,7 +44,7 @@ def forward(
     A2, D, h0 = cut.parameters(A_ES, D_E, h0_ES)
     x, dt, Bs, Cs = (v.flatten(0, 1) for v in (x_BNE, dt_BNE, B_BNS, C_BNS))
     y_BNE = torch.empty(x_BNE.shape, dtype=x_BNE.dtype)
-    y, visits = y_BNE.flatten(0, 1), Visits(windows, reverse)
+    y, visits = y_BNE.flatten(0, 1), Visits(windows, x_BNE.shape[0], reverse)
 
     def work(blocks: Iterator[range]) -> None:
         states = _States(cut)
@@ -54,7 +54,7 @@ def forward(
             B_rows, C_rows = cut.rows(Bs, rows), cut.rows(Cs, rows).unsqueeze(1)
             for tile in cut.tiles:
                 x_rows = cut.rows(x[:, tile], rows)
-                states.resize(len(block), x_rows.shape[1])
+                states.resize(len(rows) // len(block), len(block), x_rows.shape[1])
                 h = states.run(x_rows, cut.rows(dt[:, tile], rows), B_rows, A2[:, tile], h0[:, tile])
                 y_rows = torch.bmm(C_rows, h).squeeze(1).addcmul_(x_rows, D[tile])
                 visited.write(y[:, tile], y_rows.to(y.dtype))
@@ -84,7 +84,7 @@ def backward(
     dx, ddt, dB, dC = (g.flatten(0, 1) for g in grads)
     dA, dh0 = (torch.empty(len(cut.blocks), cut.S, cut.E, dtype=cut.dtype) for _ in range(2))
     dD = torch.empty(len(cut.blocks), cut.E, dtype=cut.dtype)
-    visits = Visits(windows, reverse)
+    visits = Visits(windows, x_BNE.shape[0], reverse)
 
     def work(blocks: Iterator[range]) -> None:
         states = _States(cut)
@@ -97,7 +97,7 @@ def backward(
             for tile in cut.tiles:
                 x_rows, dt_rows, dy_rows = (cut.rows(v[:, tile], rows) for v in (x, dt, dy))
                 visited.clear(dy_rows)  # so nothing reaches back from behind a window's end
-                states.resize(len(block), x_rows.shape[1])
+                states.resize(len(rows) // len(block), len(block), x_rows.shape[1])
                 h = states.run(x_rows, dt_rows, B_rows, A2[:, tile], h0[:, tile])
                 dC_rows += _over_channels(dy_rows, h)
                 g = states.run_back(dy_rows, C_rows)
@@ -153,14 +153,13 @@ class _States:
     def __init__(self, cut: _Cut) -> None:
         self.cut = cut
         self.memory = [torch.empty(cut.elements, dtype=cut.dtype) for _ in range(cut.buffers)]
-        self.shape = (0, 0)
+        self.shape = (0, 0, 0)
 
-    def resize(self, w: int, e: int) -> None:
-        """Look at the buffers as states of w windows and e channels; the views are remade only when these change."""
-        if self.shape == (w, e):
+    def resize(self, L: int, w: int, e: int) -> None:
+        """Look at the buffers as states of w windows of L tokens and e channels; views are remade when these change."""
+        if self.shape == (L, w, e):
             return
-        self.shape = (w, e)
-        L, S = self.cut.L, self.cut.S
+        self.shape, S = (L, w, e), self.cut.S
         whole = [m[: L * w * S * e].view(L, w, S, e) for m in self.memory]
         self.rows = [v.view(L * w, S, e) for v in whole]
         self.first = [v[0] for v in whole]
