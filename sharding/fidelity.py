@@ -6,6 +6,8 @@ the brain's voxels. Sums are of differences from the voxel's offset, in float64,
 
 import numpy as np
 
+from sharding.store import by_block
+
 SAMPLED_VOXELS = 8192
 "Voxels looked at, evenly spread over the brain: enough for a median and a percentile, at next to no cost."
 
@@ -27,20 +29,16 @@ class RoundTrip:
         inside = np.flatnonzero(brain)
         self._voxels = inside[:: max(1, inside.size // SAMPLED_VOXELS)]
         self._offset, self._step = scale[:, self._voxels].astype(np.float64) * unit
+        self._places = by_block(self._voxels, brain.size)
         self._sums = np.zeros((6, self._voxels.size))
 
-    def add(self, frames: np.ndarray, codes: np.ndarray) -> None:
-        """Take frames float32 (F, V) and their codes int8 (F, V)."""
-        x = frames[:, self._voxels] - self._offset
-        y = codes[:, self._voxels] * self._step
-        self._sums += [
-            np.full(self._voxels.size, len(x)),
-            x.sum(0),
-            y.sum(0),
-            (x * x).sum(0),
-            (y * y).sum(0),
-            (x * y).sum(0),
-        ]
+    def add(self, frames: np.ndarray, codes: np.ndarray, first: int = 0) -> None:
+        """Take frames float32 (F, v) and their codes int8 (F, v) of the block of voxels that begins with `first`."""
+        own, places = self._places[first]
+        x = frames[:, places] - self._offset[own]
+        y = codes[:, places] * self._step[own]
+        self._sums[0, own] += len(x)
+        self._sums[1:, own] += np.array([x, y, x * x, y * y, x * y]).sum(axis=1)
 
     def correlations(self) -> np.ndarray:
         """Correlation of each sampled voxel that changes in time."""

@@ -32,6 +32,8 @@ FRAMES_AT_A_TIME = 16
 "Frames interpolated together: a voxel's values then fill a cache line."
 BLOCK_VOXELS = 8192
 "Voxels interpolated together."
+PIECE_VOXELS = 2048
+"Source voxels put side by side together: few enough to stay in cache."
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,9 @@ class Sampler:
         """Values (num_source,) at the nearest source voxel: (N,), 0 outside."""
         return np.where(self.take >= 0, values[np.maximum(self.take, 0)], values.dtype.type(0))
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Bring frames float32 (F, num_source) to the wanted voxels: float32 (F, N), 0 outside."""
-        out = np.empty((len(frames), self.take.size), dtype=frames.dtype)
+    def __call__(self, frames: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Bring frames float32 (F, num_source) to the wanted voxels: float32 (F, N) (in `out`, if given), 0 outside."""
+        out = np.empty((len(frames), self.take.size), dtype=frames.dtype) if out is None else out
         if self.weights is not None:
             for first in range(0, len(frames), FRAMES_AT_A_TIME):
                 self._interpolate(frames[first : first + FRAMES_AT_A_TIME], out[first : first + FRAMES_AT_A_TIME])
@@ -120,13 +122,22 @@ class Sampler:
             blocks.append((rows, weights))
         return used, blocks
 
+    @functools.cached_property
+    def _side_by_side(self) -> np.ndarray:
+        """Memory for FRAMES_AT_A_TIME values of each voxel with a weight: new memory costs more than to fill it."""
+        return np.empty(self._blocks[0].size * FRAMES_AT_A_TIME, dtype=np.float32)
+
     def _interpolate(self, frames: np.ndarray, out: np.ndarray) -> None:
         used, blocks = self._blocks
-        voxels = np.empty((used.size, len(frames)), dtype=frames.dtype)
-        for column, frame in zip(voxels.T, frames, strict=True):
-            column[:] = np.take(frame, used, mode="clip")
+        num_frames = len(frames)
+        width = num_frames + -num_frames % 4  # processors add four at once
+        voxels = self._side_by_side[: used.size * width].reshape(used.size, width)
+        voxels[:, num_frames:] = 0
+        for first in range(0, used.size, PIECE_VOXELS):
+            piece = slice(first, first + PIECE_VOXELS)
+            voxels[piece, :num_frames] = frames.take(used[piece], axis=1, mode="clip").T
         for rows, weights in blocks:
-            out[:, rows] = (weights @ voxels).T
+            out[:, rows] = (weights @ voxels).T[:num_frames]
 
 
 def image_frame(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Frame:

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharding.quantise import VoxelMoments
-from sharding.store import CHUNK_FRAMES, Frames, chunks
+from sharding.store import BLOCK_VOXELS, CHUNK_FRAMES, Frames, by_block, chunks
 
 SAMPLED_VOXELS = 32768
 "Voxels of the brain, evenly spread, by which change from frame to frame is judged."
-
-BLOCK_VOXELS = 4096
-"Voxels looked at together: few enough to stay in cache."
 
 CENTRED_FRACTION = 0.05
 "Share of negative values in the brain above which a run counts as centred about 0 (demeaned or z-scored)."
@@ -62,6 +59,7 @@ class MomentSums:
         self._store, self._brain = store, brain
         sampled = np.flatnonzero(brain)
         self._sampled = sampled[:: max(1, sampled.size // SAMPLED_VOXELS)]
+        self._places = by_block(self._sampled, store.num_voxels)
         self._negatives, self.lowest = 0, 0.0
         # Most runs with negatives are clipped, so that look is the one that is taken on trust.
         self._clipped = self._pass(clip=True)
@@ -102,25 +100,28 @@ class MomentSums:
         low, high = first.copy(), first.copy()
         last, change, zero_frames = first[self._sampled], [], 0
         aways = np.empty((CHUNK_FRAMES, BLOCK_VOXELS), dtype=np.float32)
-        for chunk in chunks(self._store):
-            for start in range(0, num_voxels, BLOCK_VOXELS):
-                v = slice(start, start + BLOCK_VOXELS)
-                block = chunk[:, v]
+        for start, stop in chunks(0, num_frames):
+            seen = np.empty((1 + stop - start, self._sampled.size), dtype=np.float32)  # the frame before goes first
+            seen[0] = last
+            some = np.zeros(stop - start, dtype=bool)  # frames that are not 0 throughout
+            for v, block in self._store.blocks(start, stop):
                 smallest = block.min(axis=0)
                 if clip and smallest.min() < 0:
                     self._count(block, smallest, v)
-                    np.maximum(block, 0, out=block)
+                    block = np.maximum(block, 0)
                     np.maximum(smallest, 0, out=smallest)
                 np.minimum(low[v], smallest, out=low[v])
                 np.maximum(high[v], block.max(axis=0), out=high[v])
-                away = np.subtract(
-                    block, first[v], out=aways[: len(block), : smallest.size]
-                )  # sums of differences from the first frame do not cancel
+                # sums of differences from the first frame do not cancel
+                away = np.subtract(block, first[v], out=aways[: len(block), : smallest.size])
                 total[v] += away.sum(axis=0)
                 square[v] += np.square(away, out=away).sum(axis=0)
-            seen = chunk.take(self._sampled, axis=1)
-            zero_frames += sum(not chunk[t].any() for t in np.flatnonzero(~seen.any(axis=1)))
-            steps = np.diff(seen, axis=0, prepend=last[None])
+                own, places = self._places[v.start]
+                seen[1:, own] = block.take(places, axis=1, mode="clip")
+                if not some.all():
+                    some |= block.any(axis=1)
+            zero_frames += int(np.count_nonzero(~some))
+            steps = np.diff(seen, axis=0)
             change += np.sqrt(np.mean(steps * steps, axis=1)).tolist()
             last = seen[-1]
         away_mean = total / num_frames

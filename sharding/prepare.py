@@ -25,7 +25,7 @@ from sharding.read import ImageInfo, open_image, read_frames, read_volume
 from sharding.regress import clean_store
 from sharding.space import Overlap, check_overlap, claimed_space, overlap
 from sharding.spline import spline_sampler
-from sharding.store import Frames, FrameStore, chunks
+from sharding.store import Frames, FrameStore
 from sharding.timing import TimeResampler, Upsampled, repetition_time, resampled_frames
 
 MAX_NONFINITE_VOXELS = 0.5
@@ -92,18 +92,18 @@ def prepare_run(
     found: Overlap | None = None
     resampler = TimeResampler(info.num_frames, source_tr, out_tr, settings.time_interpolation)
     share = CLEANING_SHARE if settings.cleans else 1.0
-    sampled = FrameStore(info.num_frames, wanted.size, scratch, share) if settings.cleans or resampler.grows else None
-    resampled = None if resampler.grows else FrameStore(resampler.num_out, wanted.size, scratch, share)
+    direct = resampler.grows or resampler.keeps
+    sampled = FrameStore(info.num_frames, wanted.size, scratch, share) if settings.cleans or direct else None
+    resampled = None if direct else FrameStore(resampler.num_out, wanted.size, scratch, share)
     for chunk in read_frames(info):
         chunk = cleaner(chunk)
         if found is None and cleaner.missing(brain) <= MAX_NONFINITE_VOXELS:
             found = overlap(info, frame, sampler, wanted, chunk)
             check_overlap(info, found, assume_mni)
-        frames = sampler(chunk)
         if sampled is not None:
-            sampled.append(frames)
+            sampled.append(sampler(chunk, sampled.room(len(chunk))))
         elif resampled is not None:
-            resampled.append(resampler.push(frames))
+            resampled.append(resampler.push(sampler(chunk)))
     if found is None:
         raise InputError(f"{info.path}: {cleaner.missing(brain):.0%} of the brain's voxels are NaN or Inf throughout")
     scrubbed = 0
@@ -194,13 +194,13 @@ def _clean(
 def _at_target_tr(sampled: FrameStore | None, resampled: FrameStore | None, resampler: TimeResampler) -> Frames:
     """The run at its target TR: as it was filled, or from frames at the source's TR."""
     if sampled is not None and resampled is not None:
-        for frames in chunks(sampled):
-            resampled.append(resampler.push(frames))
+        for number in range(sampled.num_frames):  # copies, because some are kept
+            resampled.append(resampler.push(sampled.read(number, number + 1)))
         sampled.close()
     if resampled is not None:
         return resampled
     assert sampled is not None
-    return Upsampled(sampled, resampler)
+    return sampled if resampler.keeps else Upsampled(sampled, resampler)
 
 
 def _statistics_voxels(

@@ -3,6 +3,7 @@
 In: everything that was found about a run, and its frames in a `FrameStore`. Out: codes as often as asked for.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +11,10 @@ import numpy as np
 from sharding.fidelity import RoundTrip
 from sharding.grid import axis_codes
 from sharding.moments import RunMoments
-from sharding.quantise import encode
+from sharding.quantise import Encoder
 from sharding.read import ImageInfo
 from sharding.space import Overlap
-from sharding.store import Frames
-
-ENCODE_FRAMES = 16
-"Frames encoded at a time: the arithmetic needs several float32 copies of them."
+from sharding.store import Frames, chunks
 
 
 @dataclass
@@ -82,16 +80,25 @@ class PreparedRun:
     def frames(self, start: int, stop: int) -> np.ndarray:
         """Signal before quantisation, float32 (stop - start, V)."""
         frames = self.store.read(start, stop)
-        return np.maximum(frames, 0, out=frames) if self.clip_negatives and self.moments.lowest < 0 else frames
+        return np.maximum(frames, 0, out=frames) if self._clips else frames
+
+    @property
+    def _clips(self) -> bool:
+        return self.clip_negatives and self.moments.lowest < 0
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.scale, self.unit)
 
     def segment(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Codes of frames start to stop, int8 (stop - start, V) (into `out`, where given)."""
         codes = np.empty((stop - start, self.store.num_voxels), dtype=np.int8) if out is None else out
-        for first in range(start, stop, ENCODE_FRAMES):
-            last = min(first + ENCODE_FRAMES, stop)
-            frames, some = self.frames(first, last), codes[first - start : last - start]
-            self.clipped += encode(frames, self.scale, self.unit, some)[1]
-            self.round_trip.add(frames, some)
+        for first, last in chunks(start, stop):
+            for voxels, block in self.store.blocks(first, last):
+                frames = np.maximum(block, 0) if self._clips else block
+                some = codes[first - start : last - start, voxels]
+                self.clipped += self._encoder(frames, voxels, some)
+                self.round_trip.add(frames, some, voxels.start)
         return codes
 
     @property

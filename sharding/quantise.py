@@ -11,9 +11,6 @@ import numpy as np
 
 CODE_MAX = 127
 
-BLOCK_VOXELS = 4096
-"Voxels encoded together: few enough to stay in cache."
-
 LARGEST_OFFSET = 2.0**14
 "Largest offset in units; float16 ends at 65504."
 
@@ -80,37 +77,52 @@ def voxel_scale(moments: VoxelMoments, unit: float, range_sd: float) -> tuple[np
     return np.stack([offset, step]), np.stack([np.clip(shift, -60000, 60000).astype(np.float16), sd])
 
 
-def encode(frames: np.ndarray, scale: np.ndarray, unit: float, out: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+class Encoder:
+    """Makes codes at a given scale.
+
+    Parameters
+    ----------
+    scale
+        float16 (2, V) as from `voxel_scale`.
+    unit
+        The run's unit.
+    """
+
+    def __init__(self, scale: np.ndarray, unit: float) -> None:
+        self._per_unit = np.float32(1 / unit)
+        self._offset, step = scale.astype(np.float32)
+        self._per_step = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
+
+    def __call__(self, frames: np.ndarray, voxels: slice, out: np.ndarray) -> int:
+        """Fill `out`, int8 (F, v), with the codes of frames float32 (F, v) of some voxels; count what was clipped."""
+        values = frames * self._per_unit
+        values -= self._offset[voxels]
+        values *= self._per_step[voxels]
+        np.rint(values, out=values)
+        clipped = 0
+        if max(values.max(), -values.min()) > CODE_MAX:
+            clipped = int(np.count_nonzero(np.abs(values) > CODE_MAX))
+            np.clip(values, -CODE_MAX, CODE_MAX, out=values)
+        np.copyto(out, values, casting="unsafe")
+        return clipped
+
+
+def encode(frames: np.ndarray, scale: np.ndarray, unit: float) -> tuple[np.ndarray, int]:
     """Codes of frames, and how many values had to be clipped.
 
     Parameters
     ----------
     frames
         float32 (T, V) in the image's units.
-    scale
-        float16 (2, V) as from `voxel_scale`.
-    out
-        int8 (T, V) to be filled; new where None.
+    scale, unit
+        As of `Encoder`.
 
     Returns
     -------
     int8 (T, V) within -127 to 127, and the count of values beyond.
     """
-    offset, step = scale.astype(np.float32)
-    per_step = np.divide(1, step, out=np.zeros_like(step), where=step > 0)
-    codes = np.empty(frames.shape, dtype=np.int8) if out is None else out
-    clipped = 0
-    for first in range(0, frames.shape[1], BLOCK_VOXELS):
-        block = slice(first, first + BLOCK_VOXELS)
-        values = frames[:, block] * np.float32(1 / unit)
-        values -= offset[block]
-        values *= per_step[block]
-        np.rint(values, out=values)
-        if max(values.max(), -values.min()) > CODE_MAX:
-            clipped += int(np.count_nonzero(np.abs(values) > CODE_MAX))
-            np.clip(values, -CODE_MAX, CODE_MAX, out=values)
-        np.copyto(codes[:, block], values, casting="unsafe")
-    return codes, clipped
+    codes = np.empty(frames.shape, dtype=np.int8)
+    return codes, Encoder(scale, unit)(frames, slice(None), codes)
 
 
 def decode(codes: np.ndarray, scale: np.ndarray, unit: float) -> np.ndarray:

@@ -38,12 +38,13 @@ class Sample:
 
 
 def samples_of(run: PreparedRun, source: RunSource, split: str) -> Iterator[Sample]:
-    """Cut a run into samples, in the order of time."""
+    """Cut a run into samples, in the order of time, each good until the next: they share memory."""
+    bold = None
     for start in range(0, run.num_frames, SEGMENT_FRAMES):
         stop = min(start + SEGMENT_FRAMES, run.num_frames)
         key = sample_key(source, start)
         facts = _facts(run, source, split, key, start, stop - start)
-        bold, codes = npy_empty((stop - start, run.store.num_voxels), np.dtype(np.int8))
+        bold, codes = npy_empty((stop - start, run.store.num_voxels), np.dtype(np.int8), within=bold)
         run.segment(start, stop, codes)
         hashes = np.array([xxhash.xxh3_64_intdigest(frame.data) for frame in codes], dtype=np.uint64)
         members: dict[str, Buffer] = {

@@ -21,11 +21,11 @@ class SplineSampler(Sampler):
     coordinates: np.ndarray
     "float64 (3, N): where the wanted voxels lie, in RAS voxels of the image."
 
-    def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """Bring frames float32 (F, num_source) to the wanted voxels: float32 (F, N), 0 outside."""
+    def __call__(self, frames: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Bring frames float32 (F, num_source) to the wanted voxels: float32 (F, N) (in `out`, if given), 0 outside."""
         limits = np.array(self.frame.ras_shape)[:, None] - 1
         where = np.clip(self.coordinates, 0, limits)
-        out = np.empty((len(frames), self.take.size), dtype=np.float32)
+        out = np.empty((len(frames), self.take.size), dtype=np.float32) if out is None else out
         for values, frame in zip(out, frames, strict=True):
             # In RAS order, so that copies stored otherwise give the same bits.
             coefficients = ndimage.spline_filter(self._ras(frame), order=3, output=np.float64)

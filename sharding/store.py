@@ -17,6 +17,10 @@ MEMORY_BYTES = 160 * 2**20
 CHUNK_FRAMES = 16
 "Frames of a chunk; fixed, because the order of sums depends on it."
 
+BLOCK_VOXELS = 4200
+"""Voxels of a block: so few that a chunk of them, and what is made of it, stays in cache, but more than half of numpy's
+buffer, below which it copies what it broadcasts."""
+
 
 class FrameStore:
     """Store of float32 frames: appended in order, read by frames or by voxels.
@@ -37,17 +41,26 @@ class FrameStore:
         in_memory = min(num_frames, int(share * MEMORY_BYTES) // (4 * num_voxels))
         self._memory = _memory(in_memory * num_voxels).reshape(in_memory, num_voxels)
         "The first frames; what follows is in the file."
+        self._buffer = np.empty((0, num_voxels), dtype=np.float32)
         self._file: IO[bytes] | None = None
         if in_memory < num_frames:
             self._file = tempfile.TemporaryFile(dir=scratch, prefix="frames-", buffering=0)  # noqa: SIM115 - by close()
 
+    def room(self, num_frames: int) -> np.ndarray:
+        """Where to make the next frames, float32 (F, V), before they are appended: there they need no copy."""
+        room = self._memory[self._filled : self._filled + num_frames]
+        return room if len(room) == num_frames else self._buffered(num_frames)
+
     def append(self, frames: np.ndarray) -> None:
         """Add float32 (F, V) after those there."""
         kept = self._memory[self._filled : self._filled + len(frames)]
-        kept[:] = frames[: len(kept)]
+        if not np.may_share_memory(kept, frames):
+            kept[:] = frames[: len(kept)]
         if self._file is not None and len(kept) < len(frames):
             _write_all(self._file, np.ascontiguousarray(frames[len(kept) :], dtype=np.float32))
         self._filled += len(frames)
+        if self._filled == self.num_frames:
+            self._buffer = self._buffer[:0].copy()
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
@@ -59,9 +72,17 @@ class FrameStore:
             _read_all(self._file, frames[len(kept) :])
         return frames
 
-    def frame(self, number: int) -> np.ndarray:
-        """One frame, float32 (V,), not to be written to."""
-        return self._memory[number] if number < len(self._memory) else self.read(number, number + 1)[0]
+    def frames(self, start: int, stop: int) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), not to be written to and good until the next call."""
+        if stop <= len(self._memory):
+            return self._memory[start:stop]
+        return self.read(start, stop, self._buffered(stop - start))
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Frames start to stop by blocks, see `Frames`."""
+        frames = self.frames(start, stop)
+        for voxels in voxel_blocks(self.num_voxels):
+            yield voxels, frames[:, voxels]
 
     def read_voxels(self, first: int, last: int) -> np.ndarray:
         """Series of voxels first to last, float32 (T, last - first), as a copy."""
@@ -84,10 +105,15 @@ class FrameStore:
     def close(self) -> None:
         """Let go of memory and file."""
         _give_back(self._memory)
-        self._memory = np.empty((0, self.num_voxels), dtype=np.float32)
+        self._memory = self._buffer = np.empty((0, self.num_voxels), dtype=np.float32)
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _buffered(self, num_frames: int) -> np.ndarray:
+        if len(self._buffer) < num_frames:
+            self._buffer = np.empty((num_frames, self.num_voxels), dtype=np.float32)
+        return self._buffer[:num_frames]
 
     def _seek(self, frame: int, voxel: int) -> None:
         assert self._file is not None, "store is closed"
@@ -116,19 +142,38 @@ class Frames(Protocol):
     num_frames: int
     num_voxels: int
 
-    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), as a copy."""
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Frames start to stop, a block of voxels at a time: which voxels, and their values float32 (stop - start, v).
+
+        Values are not to be written to, and good until the next.
+        """
 
     def close(self) -> None:
         """Let go of memory and file."""
 
 
-def chunks(store: Frames) -> Iterator[np.ndarray]:
-    """All frames in order, in chunks of CHUNK_FRAMES, each good until the next: they share memory."""
-    buffer = np.empty((min(CHUNK_FRAMES, store.num_frames), store.num_voxels), dtype=np.float32)
-    for start in range(0, store.num_frames, CHUNK_FRAMES):
-        stop = min(start + CHUNK_FRAMES, store.num_frames)
-        yield store.read(start, stop, buffer[: stop - start])
+def chunks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """First and last but one of each chunk of frames from start to stop."""
+    for first in range(start, stop, CHUNK_FRAMES):
+        yield first, min(first + CHUNK_FRAMES, stop)
+
+
+def voxel_blocks(num_voxels: int) -> Iterator[slice]:
+    """Blocks of so many voxels."""
+    for first in range(0, num_voxels, BLOCK_VOXELS):
+        yield slice(first, min(first + BLOCK_VOXELS, num_voxels))
+
+
+def by_block(voxels: np.ndarray, num_voxels: int) -> dict[int, tuple[slice, np.ndarray]]:
+    """Of voxels int64 (S,), ascending, for each block (by its first voxel): which are in it, and where, int64 (s,)."""
+    found = {}
+    for block in voxel_blocks(num_voxels):
+        own = slice(*np.searchsorted(voxels, (block.start, block.stop)))
+        found[block.start] = own, voxels[own] - block.start
+    return found
 
 
 def _write_all(file: IO[bytes] | None, array: np.ndarray) -> None:

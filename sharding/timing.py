@@ -6,24 +6,23 @@ linear interpolation takes 12 % of it), down-sampling cuts at the target's Nyqui
 Up-sampling can be linear, as published. All is symmetric in time: no phase shift. Frames no longer needed are let go.
 """
 
+import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from scipy import sparse
 
 from sharding.errors import InputError
 from sharding.read import ImageInfo
-from sharding.store import FrameStore
+from sharding.store import FrameStore, voxel_blocks
 
 MIN_TR_S, MAX_TR_S = 0.05, 20.0
 "Repetition times that an fMRI run can have."
 
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6, "unknown": 1.0}
-
-BLOCK_VOXELS = 16384
-"Voxels resampled together."
 
 UNSEEN = 1e-9
 "A weight that no float32 sum sees."
@@ -109,7 +108,8 @@ class TimeResampler:
         self.num_out = resampled_frames(num_frames, tr, target_tr)
         self.grows = self.num_out > num_frames
         self._ratio = target_tr / tr
-        self._identity = abs(self._ratio - 1) < 1e-6
+        self.keeps = abs(self._ratio - 1) < 1e-6
+        "Whether frames stay as they are."
         self._linear = kind == "linear" and self._ratio <= 1
         self._kept: list[np.ndarray] = []
         self._first_kept = 0
@@ -117,21 +117,30 @@ class TimeResampler:
 
     def push(self, frames: np.ndarray) -> np.ndarray:
         """Take the next frames float32 (F, V); return those that can now be made, float32 (G, V), G from 0."""
-        if self._identity:
+        if self.keeps:
             return frames
         self._kept.extend(frames)
-        plan: list[tuple[np.ndarray, np.ndarray]] = []
-        while self._next_out + len(plan) < self.num_out:
-            taps, weights = self.taps(self._next_out + len(plan))
-            if taps[-1] >= self._first_kept + len(self._kept):
-                break
-            plan.append((taps, weights))
-        out = np.empty((len(plan), frames.shape[1]), dtype=np.float32)
-        weigh(self._kept, self._first_kept, plan, out)
-        self._next_out += len(plan)
-        if self._next_out < self.num_out:
-            self._forget(int(self.taps(self._next_out)[0][0]))
+        start = stop = self._next_out
+        while stop < self.num_out and self.taps(stop)[0][-1] < self._first_kept + len(self._kept):
+            stop += 1
+        out = np.empty((stop - start, frames.shape[1]), dtype=np.float32)
+        if stop > start:
+            first, weights = self.weights(start, stop)
+            used = self._kept[first - self._first_kept :][: weights.shape[1]]
+            for voxels in voxel_blocks(frames.shape[1]):
+                out[:, voxels] = weigh(weights, np.stack([frame[voxels] for frame in used]))
+        self._next_out = stop
+        if stop < self.num_out:
+            self._forget(int(self.taps(stop)[0][0]))
         return out
+
+    def weights(self, start: int, stop: int) -> tuple[int, sparse.csr_array]:
+        """Output frames start to stop: the first input frame K, and float32 weights (stop - start, K) from it on."""
+        taps, weights = zip(*(self.taps(frame) for frame in range(start, stop)), strict=True)
+        indices, ends = np.concatenate(taps), np.cumsum([len(some) for some in taps])
+        first = int(indices.min())
+        shape = (stop - start, int(indices.max()) - first + 1)
+        return first, sparse.csr_array((np.concatenate(weights), indices - first, np.concatenate([[0], ends])), shape)
 
     def taps(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         """Input frames int64 (K,) and float32 weights (K,), summing to 1, that make output frame `frame`."""
@@ -172,45 +181,42 @@ class Upsampled:
     def __init__(self, store: FrameStore, resampler: TimeResampler) -> None:
         self._store, self._resampler = store, resampler
         self.num_frames, self.num_voxels = resampler.num_out, store.num_voxels
-        self._kept: list[np.ndarray] = []
-        self._first_kept = 0
 
-    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Frames start to stop, float32 (stop - start, V), as a copy (into `out`, where given)."""
-        frames = np.empty((stop - start, self.num_voxels), dtype=np.float32) if out is None else out
-        plan = [self._resampler.taps(frame) for frame in range(start, stop)]
-        first, last = min(int(taps[0]) for taps, _ in plan), max(int(taps[-1]) for taps, _ in plan)
-        there = {self._first_kept + number: frame for number, frame in enumerate(self._kept)}
-        self._kept = [there[n] if n in there else self._store.frame(n) for n in range(first, last + 1)]
-        self._first_kept = first
-        weigh(self._kept, first, plan, frames)
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Frames start to stop, float32 (stop - start, V), as a copy."""
+        frames = np.empty((stop - start, self.num_voxels), dtype=np.float32)
+        for voxels, block in self.blocks(start, stop):
+            frames[:, voxels] = block
         return frames
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Frames start to stop by blocks, see `store.Frames`."""
+        first, weights = self._resampler.weights(start, stop)
+        frames = self._store.frames(first, first + weights.shape[1])
+        for voxels in voxel_blocks(self.num_voxels):
+            yield voxels, weigh(weights, frames[:, voxels])
 
     def close(self) -> None:
         """Let go of memory and file."""
-        self._kept = []
         self._store.close()
 
 
-def weigh(kept: list[np.ndarray], first: int, plan: Sequence[tuple[np.ndarray, np.ndarray]], out: np.ndarray) -> None:
-    """Make frames from others, a block of voxels at a time, small enough to stay in cache.
+def weigh(weights: sparse.csr_array, frames: np.ndarray) -> np.ndarray:
+    """Make float32 (G, v) from frames float32 (K, v) by weights (G, K): products, rounded, summed in the order of time.
 
-    Parameters
-    ----------
-    kept
-        float32 (V,) each: the input frames from `first` on.
-    plan
-        Input frames and their weights (see `TimeResampler.taps`) for each output frame.
-    out
-        float32 (G, V), filled.
+    So few voxels that they stay in cache.
     """
-    term = np.empty(BLOCK_VOXELS, dtype=np.float32)
-    for start in range(0, out.shape[1], BLOCK_VOXELS):
-        voxels = slice(start, start + BLOCK_VOXELS)
-        rows = [frame[voxels] for frame in kept]
-        some = term[: rows[0].size]
-        for frame, (taps, weights) in zip(out[:, voxels], plan, strict=True):
-            np.multiply(rows[taps[0] - first], weights[0], out=frame)
-            for tap, weight in zip(taps[1:], weights[1:], strict=True):
-                np.multiply(rows[tap - first], weight, out=some)
-                frame += some
+    if _scipy_rounds_products():
+        return weights @ frames
+    rows = zip(weights.indptr, weights.indptr[1:], strict=False)
+    parts = [(frames[weights.indices[a:b]], weights.data[a:b, None]) for a, b in rows]
+    return np.stack([np.add.reduce(some * weight, axis=0) for some, weight in parts])
+
+
+@functools.cache
+def _scipy_rounds_products() -> bool:
+    """Whether scipy was built without fused multiplication and addition, which on some processors is the default."""
+    fine = np.float32(1 + 2**-12)  # its square ends in a bit that float32 has no room for
+    weights = sparse.csr_array(np.array([[1, fine]], dtype=np.float32))
+    left = weights @ np.array([[-fine * fine] * 67, [fine] * 67])
+    return not left.any()

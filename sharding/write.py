@@ -28,9 +28,12 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return _npy_header(array.shape, array.dtype) + np.ascontiguousarray(array).tobytes()
 
 
-def npy_empty(shape: tuple[int, ...], dtype: np.dtype) -> tuple[memoryview, np.ndarray]:
-    """The bytes of a .npy, as `npy_bytes` gives them, and the array in them, yet to be filled."""
-    whole = np.empty(NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+def npy_empty(
+    shape: tuple[int, ...], dtype: np.dtype, within: memoryview | None = None
+) -> tuple[memoryview, np.ndarray]:
+    """The bytes of a .npy, as `npy_bytes` gives them, and its array, yet to be filled; in memory given, if any."""
+    size = NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize
+    whole = np.empty(size, dtype=np.uint8) if within is None else np.frombuffer(within, dtype=np.uint8)[:size]
     whole[:NPY_HEADER_BYTES] = np.frombuffer(_npy_header(shape, dtype), dtype=np.uint8)
     return whole.data, whole[NPY_HEADER_BYTES:].view(dtype).reshape(shape)
 

@@ -23,6 +23,16 @@ class LocalSource:
         self._paths = paths
         self._open: OrderedDict[int, int] = OrderedDict()
 
+    def expect(self, shard: int, spans: Sequence[Span]) -> bool:
+        """Have the kernel fetch these bytes; they may be read piece by piece."""
+        try:
+            file = self._file(shard)
+            for span in spans:
+                os.posix_fadvise(file, span.offset, span.size, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise ReadFault(f"{self._paths[shard]}: {error.strerror}") from error
+        return True
+
     def read(self, shard: int, spans: Sequence[Span]) -> None:
         """Fill the buffers of all spans."""
         try:

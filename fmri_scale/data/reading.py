@@ -10,7 +10,7 @@ import functools
 import io
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +20,12 @@ from fmri_scale.data.request import ClipRequest, SlotLayout, SlotViews
 
 EXPONENT = np.uint16(0x7C00)
 "Bits of a float16 that are all set in infinities and NaN only."
+
+PIECE_BYTES = 2**20
+"Most that is read before it is checked, where a source gives pieces: what still lies in the cache is checked faster."
+
+BLOCK_VALUES = 2**15
+"float16 values looked at together: few enough to stay in cache."
 
 BACKOFF_S = 0.1
 "Pause before the first repeated read; doubled each time, with jitter, so that ranks do not come back together."
@@ -49,6 +55,9 @@ class Span(NamedTuple):
 
 class Source(Protocol):
     """Where the bytes of shards come from."""
+
+    def expect(self, shard: int, spans: Sequence[Span]) -> bool:
+        """These will be read next; return whether that may be done piece by piece. ReadFault if there is no shard."""
 
     def read(self, shard: int, spans: Sequence[Span]) -> None:
         """Fill the buffers of all spans; ReadFault if bytes are missing or do not come."""
@@ -81,9 +90,10 @@ class ClipReader:
         clip = _Clip(request, views, place, self.layout.header_bytes)
         for attempt in range(self.retries + 1):
             try:
-                self.source.read(request.shard, clip.spans)
-                if self.verify:
-                    clip.check()
+                for spans, check in clip.parts(self.source.expect(request.shard, clip.spans)):
+                    self.source.read(request.shard, spans)
+                    if self.verify:
+                        check()
                 return attempt
             except ReadFault as fault:
                 self.source.distrust(request.shard, clip.spans)
@@ -117,24 +127,57 @@ class _Clip:
     def _plane(self, offset: int, planes: np.ndarray) -> Span:
         return Span(offset, [memoryview(bytearray(self.header_bytes)), planes.data.cast("B")])
 
-    def check(self) -> None:
-        """Raise ReadFault unless everything is as it was written."""
+    def parts(self, in_pieces: bool) -> list[tuple[list[Span], Callable[[], None]]]:
+        """What to read and the check of it, one after the other; ReadFault unless all is as it was written."""
+        if not in_pieces:
+            return [(self.spans, self._check)]
+        codes, *small = self.spans
+        frames, num_voxels = self.codes.shape
+        step, payload = max(1, PIECE_BYTES // num_voxels), codes.buffers[-1]
+        parts: list[tuple[list[Span], Callable[[], None]]] = [(small, self._check_small)]
+        for first in range(0, frames, step):
+            last, buffers = min(first + step, frames), [payload[first * num_voxels : (first + step) * num_voxels]]
+            offset = codes.offset + codes.size - (frames - first) * num_voxels
+            if first == 0:
+                buffers, offset = [*codes.buffers[:-1], *buffers], codes.offset
+            parts.append(([Span(offset, buffers)], functools.partial(self._check_frames, first, last)))
+        return parts
+
+    def _check(self) -> None:
+        self._check_small()
+        self._check_frames(0, len(self.codes))
+
+    def _check_frames(self, first: int, last: int) -> None:
+        """Compare frames of the clip with the checksums of the hashes member, which comes before them."""
         if self.header is not None and self.header != _codes_header(self.request.n_frames, self.codes.shape[1]):
             raise ReadFault("bold.npy: its header is not that of the sample in the index")
-        if xxhash.xxh3_64_intdigest(self.hashes) != self.request.frame_xxh3_xxh3:
-            raise ReadFault("frame_xxh3.npy: its checksum is not the one in the index")
         written = np.frombuffer(self.hashes, np.uint64, offset=self.header_bytes)
-        for number, frame in enumerate(self.codes, self.request.start_frame):
+        for number, frame in enumerate(self.codes[first:last], self.request.start_frame + first):
             if xxhash.xxh3_64_intdigest(frame.data) != int(written[number]):
                 raise ReadFault(f"bold.npy: the checksum of frame {number} is not the one written with it")
+
+    def _check_small(self) -> None:
+        """Check the hashes member and the planes."""
+        if xxhash.xxh3_64_intdigest(self.hashes) != self.request.frame_xxh3_xxh3:
+            raise ReadFault("frame_xxh3.npy: its checksum is not the one in the index")
         for name, span, expected in self.planes:
             digest = xxhash.xxh3_64()
             for buffer in span.buffers:
                 digest.update(buffer)
             if digest.intdigest() != expected:
                 raise ReadFault(f"{name}.npy: its checksum is not the one in the index")
-            if ((np.frombuffer(span.buffers[1], np.uint16) & EXPONENT) == EXPONENT).any():
+            if not _finite(np.frombuffer(span.buffers[1], np.uint16)):
                 raise ReadFault(f"{name}.npy: values that are not finite", final=True)
+
+
+def _finite(bits: np.ndarray) -> bool:
+    """Whether float16 values, given as their bits uint16 (n,), are all finite."""
+    exponents = np.empty(min(BLOCK_VALUES, bits.size), np.uint16)
+    for start in range(0, bits.size, BLOCK_VALUES):
+        block = bits[start : start + BLOCK_VALUES]
+        if np.bitwise_and(block, EXPONENT, out=exponents[: block.size]).max() == EXPONENT:
+            return False
+    return True
 
 
 @functools.lru_cache(maxsize=256)

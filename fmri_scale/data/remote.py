@@ -81,6 +81,10 @@ class RemoteSource:
         self._without_ranges: set[str] = set()
         self._threads = ThreadPoolExecutor(STREAMS)
 
+    def expect(self, shard: int, spans: Sequence[Span]) -> bool:
+        """Only files are read piece by piece: a store is asked for all at once."""
+        return "://" not in self._shards[shard].url and self._local.expect(shard, spans)
+
     def read(self, shard: int, spans: Sequence[Span]) -> None:
         """Fill the buffers of all spans."""
         location = self._shards[shard]

@@ -32,6 +32,8 @@ class Metric(NamedTuple):
         (truth, output) -> float; NaN where it is not defined (one class only, a constant).
     resampled
         (truth, output, weights (R, n)) -> float64 (R,); NaN where a resampling leaves it undefined.
+    limits
+        Least and largest value it can have.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Metric(NamedTuple):
     larger_is_better: bool
     value: Callable[[np.ndarray, np.ndarray], float]
     resampled: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+    limits: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,9 @@ METRICS: dict[str, Metric] = {
         Metric("balanced_accuracy", CLASSIFICATION, True, _balanced_accuracy, _balanced_accuracies),
         Metric("auroc", CLASSIFICATION, True, _auroc, _aurocs),
         Metric("f1", CLASSIFICATION, True, _f1, _f1s),
-        Metric("mae", REGRESSION, False, _mae, _maes),
-        Metric("r2", REGRESSION, True, _r2, _r2s),
-        Metric("pearson", REGRESSION, True, _pearson, _pearsons),
+        Metric("mae", REGRESSION, False, _mae, _maes, (0.0, np.inf)),
+        Metric("r2", REGRESSION, True, _r2, _r2s, (-np.inf, 1.0)),
+        Metric("pearson", REGRESSION, True, _pearson, _pearsons, (-1.0, 1.0)),
     )
 }
 "Every metric by name, in the order of the report's columns. Multi-class AUROC and F1 are means over classes."
@@ -200,9 +203,10 @@ def median_rank_metric() -> Metric:
         below = weights[:, order].cumsum(axis=1)
         return output[order, 0][(below >= below[:, -1:] / 2).argmax(axis=1)]
 
-    return Metric(
-        "median_rank", RANKING, False, lambda t, o: float(resampled(t, o, np.ones((1, len(o))))[0]), resampled
-    )
+    def value(truth: np.ndarray, output: np.ndarray) -> float:
+        return float(resampled(truth, output, np.ones((1, len(output))))[0])
+
+    return Metric("median_rank", RANKING, False, value, resampled, (1.0, np.inf))
 
 
 def _mean_metric(name: str, of: Callable[[np.ndarray], np.ndarray]) -> Metric:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.bootstrap import Interval, Resampling, mean_interval, resample
+from fmri_scale.evaluation.bootstrap import Interval, Resampling, mean_interval, resample, spread_of_folds
 from fmri_scale.evaluation.compare import Predictions, Units
 from fmri_scale.evaluation.metrics import Metric
 
@@ -53,6 +53,8 @@ class ScoreTable:
     openings: int
     chance: Mapping[str, float]
     "What guessing gives, by metric, where no method of the table says so."
+    spread: float
+    "Times as far from their values as draws say lie the bounds, because folds share training sets."
 
     def get(self, method: str, metric: str) -> Score:
         """The cell of a method and a metric."""
@@ -83,6 +85,7 @@ def score_table(
     num_draws: int = 2000,
     level: float = 0.95,
     chance: Mapping[str, float] | None = None,
+    num_folds: int = 1,
 ) -> ScoreTable:
     """Score every method.
 
@@ -92,6 +95,8 @@ def score_table(
         Name to whether it is a baseline, in the order of the table.
     chance
         What guessing gives, by metric, where no line of the table shows it.
+    num_folds
+        Folds whose predictions were gathered: intervals are wider for them (`spread_of_folds`).
 
     Raises
     ------
@@ -105,7 +110,7 @@ def score_table(
     names, group_index = np.unique(units.group[anywhere].astype(str), return_inverse=True)
     group_of = np.zeros(len(units), dtype=np.int64)
     group_of[anywhere] = group_index
-    resampling = resample(len(names), num_draws, RESAMPLING_SEED, level)
+    resampling = resample(len(names), num_draws, RESAMPLING_SEED, level, spread_of_folds(num_folds))
     cells = []
     for metric in metrics:
         of_method = {
@@ -123,6 +128,7 @@ def score_table(
         level,
         predictions.openings,
         chance or {},
+        resampling.spread,
     )
 
 
@@ -160,7 +166,7 @@ def _score(
             on_draws = [a - b for a, b in zip(draws, their_draws, strict=True)]
             against[other] = mean_interval(resampling, differences, on_draws)
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return Score(name, metric.name, mean_interval(resampling, values, draws), sd, against)
+    return Score(name, metric.name, mean_interval(resampling, values, draws, metric.limits), sd, against)
 
 
 def predictions_frame(predictions: Predictions, units: Units) -> pd.DataFrame:

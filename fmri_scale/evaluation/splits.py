@@ -154,6 +154,11 @@ def by_column(sides: Mapping[str, str], level: str) -> Split:
     return checked(Split("column", level, (0, 0), (fold,)))
 
 
+def num_folds(splits: Mapping[int, Split]) -> int:
+    """Most folds of a seed's split; their predictions are scored together."""
+    return max(len(split.folds) for split in splits.values())
+
+
 def strata_of(groups: np.ndarray, truth: np.ndarray, is_class: bool) -> dict[str, int]:
     """Stratum of each group: the commonest class of its units, or the quantile bin of their mean.
 

@@ -91,7 +91,8 @@ class Bench:
         return ranges
 
 
-def test_each_of_700_single_byte_changes_is_found(corpus):
+def test_each_of_700_single_byte_changes_is_found(corpus, monkeypatch):
+    monkeypatch.setattr("fmri_scale.data.reading.PIECE_BYTES", 3 * VOXELS)  # a clip in seven pieces
     bench, rng = Bench(corpus, 0), np.random.default_rng(1)
     ranges = bench.members()
     found_in_members = changed_in_members = 0
@@ -114,7 +115,9 @@ def test_each_of_700_single_byte_changes_is_found(corpus):
     assert bench.outcome() == 0
 
 
-def test_each_of_300_truncations_is_found(corpus):
+@pytest.mark.parametrize("piece_frames", [3, 20])
+def test_each_of_300_truncations_is_found(corpus, monkeypatch, piece_frames):
+    monkeypatch.setattr("fmri_scale.data.reading.PIECE_BYTES", piece_frames * VOXELS)
     bench, rng = Bench(corpus, 1), np.random.default_rng(2)
     last = max(offset + size for offset, size in bench.members())
     for number in range(300):

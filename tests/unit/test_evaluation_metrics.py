@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.bootstrap import expanded_tail, resample
+from fmri_scale.evaluation.bootstrap import expanded_tail, resample, spread_of_folds
 from fmri_scale.evaluation.metrics import METRICS
 
 
@@ -127,6 +127,41 @@ def test_intervals_hold_the_truth_about_95_times_of_100(
 ) -> None:
     """A binomial of 300 studies at 95 % lies within 91.7 to 97.7 % in 99 of 100 cases; few groups cost a little."""
     assert 0.90 <= _coverage(name, num_groups, per_group, effect) <= 0.98
+
+
+def _null_study(random: np.random.Generator, people: int = 80, width: int = 20, folds: int = 5) -> tuple:
+    """Truth and cross-validated outputs of a classifier by class means, where there is nothing to be found."""
+    truth, inputs = np.arange(people) % 2, random.normal(size=(people, width))
+    fold, output = random.permutation(people // 2) % folds, np.empty(people)
+    fold = np.repeat(fold, 2)  # a person of each class
+    for k in range(folds):
+        means = [inputs[(fold != k) & (truth == c)].mean(axis=0) for c in (0, 1)]
+        output[fold == k] = (inputs[fold == k] - (means[0] + means[1]) / 2) @ (means[1] - means[0])
+    positive = 1 / (1 + np.exp(-output))
+    return truth, np.stack([1 - positive, positive], axis=1)
+
+
+def test_intervals_over_folds_hold_chance_only_when_widened() -> None:
+    """Of cross-validated null studies the plain interval misses chance far more often than 5 times of 100."""
+    metric, hits = METRICS["auroc"], {1.0: 0, spread_of_folds(5): 0}
+    for study in range(300):
+        truth, output = _null_study(np.random.default_rng(study))
+        for spread in hits:
+            resampling = resample(len(truth), 400, study, spread=spread)
+            draws = resampling.values(metric, truth, output, np.arange(len(truth)))
+            interval = resampling.interval(metric.value(truth, output), draws, metric.limits)
+            hits[spread] += interval.low <= 0.5 <= interval.high
+    assert hits[1.0] < 0.9 * 300
+    assert 0.92 * 300 <= hits[spread_of_folds(5)] <= 0.985 * 300
+
+
+def test_one_fold_shares_nothing_and_bounds_stay_within_the_metric() -> None:
+    assert spread_of_folds(1) == 1
+    assert spread_of_folds(5) == 1.5
+    resampling = resample(10, 100, 0, spread=3.0)
+    interval = resampling.interval(0.95, np.linspace(0.9, 1.0, 100), (0.0, 1.0))
+    assert interval.high == 1
+    assert interval.low < 0.85
 
 
 def test_too_few_defined_draws_withhold_the_interval() -> None:

@@ -10,7 +10,7 @@ from fmri_scale.evaluation.compare import Units, compare
 from fmri_scale.evaluation.metrics import metrics_of
 from fmri_scale.evaluation.probes import Problem
 from fmri_scale.evaluation.scores import predictions_frame, score_table
-from fmri_scale.evaluation.splits import Split
+from fmri_scale.evaluation.splits import Split, num_folds
 from fmri_scale.evaluation.tables import classes_of
 from fmri_scale.evaluation.tasks.division import make_splits
 from fmri_scale.evaluation.tasks.methods import Sources, prediction_methods, read_sources
@@ -57,7 +57,9 @@ def predict(task: TaskConfig, final: bool, book: Path) -> TaskResult:
     methods = prediction_methods(task, sources, tuned)
     predictions = compare(methods, units, splits, final, book)
     lines = {method.name: method.baseline for method in methods}
-    scores = score_table(predictions, lines, units, metrics_of(task.kind), task.scoring.draws, task.scoring.level)
+    metrics, scoring = metrics_of(task.kind), task.scoring
+    folds = num_folds(splits)
+    scores = score_table(predictions, lines, units, metrics, scoring.draws, scoring.level, num_folds=folds)
     frame, notes = predictions_frame(predictions, units), [*sources.units.notes, *shares]
     return TaskResult(task, scores, frame, splits, predictions.settings, notes)
 

@@ -70,6 +70,7 @@ class TaskResult:
             else "validation, by which settings were chosen: optimistic; the test set is sealed (--final opens it)"
         )
         target = self.task.target
+        widened = f", {scores.spread:.2f} times as wide because folds share training sets" * (scores.spread > 1)
         of = f" of {target.column or target.event_column}" if target.table or target.events else ""
         return {
             "task": f"{self.task.kind}{of} by {self.task.unit}",
@@ -77,7 +78,7 @@ class TaskResult:
             "units": f"{scores.num_units} {self.task.unit}s of {scores.num_groups} groups ({split.group})",
             "split": f"{split.method}, nothing of one {split.group} on two sides",
             "seeds": str(scores.num_seeds),
-            "intervals": f"{scores.level:.0%}, {self.task.scoring.draws} draws of groups",
+            "intervals": f"{scores.level:.0%}, {self.task.scoring.draws} draws of groups{widened}",
         }
 
     def _page_text(self) -> str:

@@ -14,7 +14,7 @@ from fmri_scale.evaluation.metrics import RANKING, median_rank_metric, top_k_met
 from fmri_scale.evaluation.probes import Problem
 from fmri_scale.evaluation.ranking import Ranks, chance_top_k, retrieve_images
 from fmri_scale.evaluation.scores import predictions_frame, score_table
-from fmri_scale.evaluation.splits import Fold, Split
+from fmri_scale.evaluation.splits import Fold, Split, num_folds
 from fmri_scale.evaluation.tables import name_some, read_table
 from fmri_scale.evaluation.tasks.division import make_splits
 from fmri_scale.evaluation.tasks.methods import prediction_methods, read_sources
@@ -39,7 +39,8 @@ def retrieve(task: TaskConfig, final: bool, book: Path | None) -> TaskResult:
     ranked_units = Units(table.name, groups, subjects, gallery, Problem(RANKING))
     metrics = [*(top_k_metric(k) for k in task.scoring.top_k), median_rank_metric()]
     lines = {method.name: method.baseline for method in methods}
-    scores = score_table(ranked, lines, ranked_units, metrics, task.scoring.draws, task.scoring.level, chance)
+    scoring, folds = task.scoring, num_folds(splits)
+    scores = score_table(ranked, lines, ranked_units, metrics, scoring.draws, scoring.level, chance, folds)
     notes = [*table.notes, *_shared_images(splits, groups, image)]
     return TaskResult(task, scores, predictions_frame(ranked, ranked_units), splits, predictions.settings, notes)
 

@@ -38,7 +38,7 @@ PANELS = (
     Panel("Loss", ("loss", "val_loss"), "mean squared error on hidden voxels"),
     Panel("Learning rate", ("lr",), "learning rate"),
     Panel("Gradient norm", ("grad_norm",), "global norm before clipping", log=True),
-    Panel("Throughput", ("frames_per_s",), "frames per second, all ranks"),
+    Panel("Throughput", ("frames_per_s", "frames_per_s_per_rank"), "frames per second"),
     Panel("Step time", ("step_s",), "seconds per optimizer step"),
     Panel("Phases of a step", tuple(f"time_{name}_s" for name in PHASES), "seconds of a step, rank 0", top=1e-3),
     Panel("Slowest rank", ("slowest_ratio",), "its own time over the median of the others", top=2.0),
