@@ -154,10 +154,13 @@ def test_windows_of_listed_patches_compile_within_the_same_budgets(arch, monkeyp
                 assert spent <= 1.05 * budget * SLACK, f"{entry.name} on {arch}: {spent:.1f} instructions a token"
 
 
-def test_scores_of_windows_with_missing_tokens_compile():
-    with aot.compiled("sm_90") as found:
-        strd.scores(meta(8, 256, 36), (4, 4, 4, 4), 5, 5, meta(8, 256, dtype=torch.bool))
-    check(found[0])
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_scores_of_windows_with_missing_tokens_compile(arch):
+    with aot.compiled(arch) as found:
+        for width in (36, 288):
+            strd.scores(meta(8, 256, width), (4, 4, 4, 4), 5, 5, meta(8, 256, dtype=torch.bool))
+    for entry in found:
+        check(entry)
 
 
 def test_convolution_compiles_with_a_prefix_and_odd_width():
