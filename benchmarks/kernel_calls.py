@@ -229,10 +229,12 @@ def _clip_case(batch: int, strategy: str, small: bool) -> clip_cases.ClipCase:
     return replace(case, image=(24, 24, 24), frames=4, width=8) if small else case
 
 
-def clips_of(case: clip_cases.ClipCase) -> tuple[CodedClips, Hidden]:
-    """Random codes of a ball that fills 28 % of the image, about a brain's share, and the hidden tokens."""
-    axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in case.image), indexing="ij")
-    places = (sum(axis.square() for axis in axes) < 0.66).flatten().nonzero().squeeze(1)  # type: ignore[union-attr]
+def clips_of(case: clip_cases.ClipCase, brain: torch.Tensor | None = None) -> tuple[CodedClips, Hidden]:
+    """Random codes of a brain (None: a ball that fills 28 % of the image, about its share), and the hidden tokens."""
+    if brain is None:
+        axes = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in case.image), indexing="ij")
+        brain = sum(axis.square() for axis in axes) < 0.66  # type: ignore[assignment, operator]
+    places = brain.flatten().nonzero().squeeze(1)  # type: ignore[union-attr]
     where = device()
     codes = torch.randint(-128, 128, (case.batch, case.frames, len(places)), dtype=torch.int8, device=where)
     scale = torch.rand(case.batch, 2, len(places), device=where).half()

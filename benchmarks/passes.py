@@ -5,9 +5,11 @@ own kernels the warp instructions of the code as compiled (benchmarks/results/st
 passes of a block as the code runs today, or with parts of it in eager torch or torch.compile. From these come the
 predicted times of `step.py` and the comparison of `epilogues.py`; both label them as predictions. Sums of the shares
 that programs leave to each other, casts of weights and the optimizer are left out, of times and of launches: about
-3 % of the bytes at 8 clips, a larger part of fewer.
+3 % of the bytes at 8 clips, a larger part of fewer. `brain_stages` are the stages of a model with brain_tokens.
 """
 
+import dataclasses
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from typing import Any
 
 import torch
 
+from fmri_scale.config import ModelConfig
+from fmri_scale.kernels import tuning
 from fmri_scale.kernels.cases import STAGES, Stage
 from fmri_scale.kernels.conv.cases import ConvCase
 from fmri_scale.kernels.embed.cases import base_case
@@ -41,6 +45,9 @@ from fmri_scale.kernels.roofline import (
 from fmri_scale.kernels.scan.cases import ScanCase
 from fmri_scale.kernels.select import triton as select
 from fmri_scale.kernels.select.cases import SelectCase
+from fmri_scale.kernels.windows import ListedWindows, window_table
+from fmri_scale.models.brain import stage_patches
+from sharding.mask import DILATION_VOXELS, brain_mask
 
 STATIC = Path(__file__).resolve().parent / "results/static.json"
 BF16 = 2
@@ -67,6 +74,27 @@ class Pass:
         """Time of the resource that binds, at full rates or at those that are `REACHED`."""
         times = self.work.seconds(device)
         return max(t / (REACHED[name] if reached else 1.0) for name, t in times.items())
+
+
+@functools.cache
+def brain() -> torch.Tensor:
+    """The voxels that a corpus stores, bool (96, 96, 96): `sharding.mask.brain_mask`, here dilated without scipy."""
+    found = torch.from_numpy(brain_mask(dilated=False).copy())
+    for _ in range(DILATION_VOXELS):
+        found = torch.stack([found, *(found.roll(step, axis) for axis in range(3) for step in (-1, 1))]).any(0)
+    return found
+
+
+@functools.cache
+def brain_stages() -> tuple[Stage, ...]:
+    """The base model's stages where patches without brain have no tokens."""
+    found = []
+    for stage, here in zip(STAGES, stage_patches(brain(), ModelConfig()), strict=True):
+        w = stage.windows
+        table = window_table(here, w.grid[:3], w.window[:3], w.shift[:3])
+        listed = ListedWindows((int(here.sum()), 1, 1, w.grid[3]), w.window, (0, 0, 0, w.shift[3]), table)
+        found.append(dataclasses.replace(stage, windows=listed))
+    return tuple(found)
 
 
 def block_passes(stage: Stage, batch: int, arch: str, ways: dict[str, str] | None = None) -> list[Pass]:
@@ -212,8 +240,11 @@ def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[
     return _plan(plans["eager" if how == "kernel" else how], stage, batch)  # wide tokens run in torch
 
 
-def voxel_passes(batch: int, arch: str) -> list[Pass]:
-    """Embedding and loss on codes: of the whole model, not of a block."""
+def voxel_passes(batch: int, arch: str, brain_only: bool = False) -> list[Pass]:
+    """Embedding and loss on codes: of the whole model, not of a block.
+
+    With brain_tokens all tokens are embedded and the brain's are taken; the loss scores half of these.
+    """
     case = base_case(batch)
     tokens = batch * math.prod(case.grid)
     found = []
@@ -221,19 +252,55 @@ def voxel_passes(batch: int, arch: str) -> list[Pass]:
         slots = slots_per_token("embed", direction, "window", arch) * tokens
         found.append(Pass("embedding", direction, embed_work(case).with_slots(slots)))
     slots = slots_per_token("loss", "forward", "window", arch) * tokens * case.ratio
-    return [*found, Pass("loss and its gradients", "forward", loss_work(case).with_slots(slots))]
+    loss = loss_work(case)
+    if brain_only:
+        C, first = case.width, brain_stages()[0]
+        share = batch * first.windows.num_tokens / tokens
+        loss, slots = Work(loss.bytes, loss.flops * share, loss.exps * share), slots * share
+        moves = [("take", "forward", 2 * C, 0, 0), ("take, back", "backward", 2 * C, 0, 0)]
+        moves += [("spread", "forward", 2 * C, 0, 0), ("spread, back", "backward", 2 * C, 0, 0)]
+        found += _plan(moves, first, batch)
+        zeros = Work(C * BF16 * tokens)  # what is not taken has no gradient, what is not computed no features
+        found += [Pass("zeros", direction, zeros) for direction in ("forward", "backward")]
+    return [*found, Pass("loss and its gradients", "forward", loss.with_slots(slots))]
 
 
-def step_passes(batch: int, arch: str, ways: dict[str, str] | None = None) -> Iterator[tuple[str, int, list[Pass]]]:
-    """Parts of a step: name, how often it runs, passes. Merging, expanding and the optimizer are left out (3 %)."""
-    for stage in STAGES:
+def step_passes(
+    batch: int, arch: str, ways: dict[str, str] | None = None, brain_only: bool = False
+) -> Iterator[tuple[str, int, list[Pass]]]:
+    """Parts of a step: name, how often it runs, passes. Merging, expanding and the optimizer are left out (3 %).
+
+    `brain_only` is the model with brain_tokens, on the MNI152 brain.
+    """
+    for stage in brain_stages() if brain_only else STAGES:
         yield stage.name, stage.blocks, block_passes(stage, batch, arch, ways)
-    yield "codes", 1, voxel_passes(batch, arch)
+    yield "codes", 1, voxel_passes(batch, arch, brain_only)
 
 
 def slots_per_token(op: str, direction: str, stage: str, arch: str) -> float:
     """Warp instructions a token of all kernels of an operation, as compiled."""
     return sum(row["whole_per_token"] for row in static_rows(op, direction, stage, arch))
+
+
+def listed_slots(op: str, direction: str, stage: Stage, arch: str) -> float:
+    """Warp instructions of a clip where windows are lists, from those of whole windows.
+
+    The kernels' loops are as long (tests/kernels/test_compiled.py); a scan walks a window's own tokens, a convolution
+    as many runs as in a whole window, but shorter ones, of which backward has three slots more to walk.
+    """
+    windows = stage.windows
+    total = 0.0
+    for row in static_rows(op, direction, stage.name, arch):
+        inner = row["inner_per_token"] * windows.length
+        total += (row["whole_per_token"] * windows.length - inner) * windows.num_windows
+        if op == "scan":
+            total += inner / windows.length * windows.num_tokens
+            continue
+        tile = tuning.conv_tile(f"conv_{direction}", torch.device("cpu"), 2 * stage.width, windows.length)
+        beyond = 3 if direction == "backward" else 0
+        for count in (windows.order() >= 0).sum(1).tolist():
+            total += inner * (-(-count // tile.runs) + beyond) / (tile.run + beyond)
+    return total
 
 
 def static_rows(op: str, direction: str, stage: str, arch: str) -> list[dict[str, Any]]:
@@ -257,7 +324,10 @@ def _own(op: str, direction: str, stage: Stage, batch: int, arch: str, when: str
         work = scan_work(ScanCase(batch, stage.windows, width), direction)
     else:
         work = conv_work(ConvCase(batch, stage.windows, width), direction)
-    work = work.with_slots(slots_per_token(op, direction, stage.name, arch) * tokens)
+    if isinstance(stage.windows, ListedWindows):
+        work = work.with_slots(batch * listed_slots(op, direction, stage, arch))
+    else:
+        work = work.with_slots(slots_per_token(op, direction, stage.name, arch) * tokens)
     return [Pass(op if when is None else f"{op} again", when or direction, work)]
 
 

@@ -6,7 +6,8 @@ Random int8 clips, half of the windows hidden, forward, backward and a fused Ada
 `--published` runs the same step with a clone of the published NeuroSTORM, which takes float volumes, in the same
 process; it needs monai, einops and mamba_ssm built with MAMBA_KEEP_CUDA_BUILD=TRUE (`published.py`). Without a GPU
 nothing is measured: floor and prediction of the base model are written (`passes.py`: bytes, products, instructions as
-compiled, launches), the measured columns stay empty. `--smoke` runs a tiny model once on any device, to know that this
+compiled, launches), the measured columns stay empty. `--brain-tokens` times model.brain_tokens=true as well, on the
+MNI152 brain; its prediction is always written. `--smoke` runs a tiny model once on any device, to know that this
 script works. Needs torch, triton and numpy; a CONFIG.yaml also needs omegaconf.
 Writes benchmarks/results/step_DEVICE.json and .md.
 """
@@ -17,19 +18,20 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from kernel_calls import clips_of  # beside this file
-from passes import LAUNCH_S, step_passes
+from passes import LAUNCH_S, brain, brain_stages, step_passes
 from published import SCANS, published_model
 
 from fmri_scale.config import MaskConfig, ModelConfig
 from fmri_scale.kernels import roofline
 from fmri_scale.kernels.embed.cases import ClipCase
-from fmri_scale.models import MaskedAutoencoder, draw_mask, parameter_groups
+from fmri_scale.models import Anatomy, MaskedAutoencoder, draw_mask, parameter_groups
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"image_size": [48, 48, 48], "num_frames": 4, "embed_dim": 12, "depths": [1] * 4, "window_size": [2, 2, 2, 4]}
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--backend", default="auto", help="kernels: auto, torch, triton or mamba_ssm")
     parser.add_argument("--checkpoint-blocks", action="store_true", help="recompute blocks in the backward pass")
+    parser.add_argument("--brain-tokens", action="store_true", help="also with model.brain_tokens")
     parser.add_argument("--compile", action="store_true", help="the model through torch.compile")
     parser.add_argument("--published", type=Path, metavar="DIR", help="clone of the published NeuroSTORM")
     parser.add_argument("--published-scan", choices=SCANS, default="mamba_ssm")
@@ -59,7 +62,10 @@ def main() -> None:
     rows = [bench(args, config, batch, device) for batch in ([1] if args.smoke else args.batch)]
     record: dict[str, Any] = {"command": " ".join(["python benchmarks/step.py", *sys.argv[1:]]), "gpu": gpu}
     record |= {"date": date.today().isoformat(), "torch": torch.__version__, "floor_of": device.name}
-    record |= {"smoke": args.smoke, "parts": None if config.embed_dim != 36 else parts_of(8, device), "rows": rows}
+    parts = None if config.embed_dim != 36 else parts_of(8, device)
+    brain_parts = None if parts is None else parts_of(8, device, brain_only=True)
+    record |= {"smoke": args.smoke, "parts": parts, "brain_parts": brain_parts}
+    record |= {"brain_patches": [stage.windows.grid[0] for stage in brain_stages()], "rows": rows}
     stem = (args.out or ROOT / "benchmarks/results") / f"step_{device.name}"
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -86,18 +92,22 @@ def bench(args: argparse.Namespace, config: ModelConfig, batch: int, device: roo
     row: dict[str, Any] = {"batch": batch}
     if config.embed_dim == 36:
         row |= predicted(batch, device)
+        row["brain_tokens"] = predicted(batch, device, brain_only=True)
     if not (torch.cuda.is_available() or args.smoke):
         return row
     frames, steps = batch * config.num_frames, 1 if args.smoke else args.steps
     row["ours"] = measure(our_step(config, batch, args.compile), frames, steps)
+    if args.brain_tokens:
+        listed = replace(config, brain_tokens=True)
+        row.setdefault("brain_tokens", {})["ours"] = measure(our_step(listed, batch, args.compile), frames, steps)
     if args.published:
         row["published"] = measure(published_step(args.published, config, batch, args.published_scan), frames, steps)
     return row
 
 
-def predicted(batch: int, device: roofline.Device) -> dict[str, float]:
+def predicted(batch: int, device: roofline.Device, brain_only: bool = False) -> dict[str, Any]:
     """Microseconds of the base model's step at full rates and at those that good kernels reach, and its launches."""
-    parts = list(step_passes(batch, device.arch))
+    parts = list(step_passes(batch, device.arch, brain_only=brain_only))
     full, reached = (
         sum(times * sum(p.seconds(device, reached=slow) for p in passes) for _, times, passes in parts)
         for slow in (False, True)
@@ -110,7 +120,7 @@ def predicted(batch: int, device: roofline.Device) -> dict[str, float]:
     }
 
 
-def parts_of(batch: int, device: roofline.Device) -> list[dict[str, Any]]:
+def parts_of(batch: int, device: roofline.Device, brain_only: bool = False) -> list[dict[str, Any]]:
     """The prediction by stage and direction."""
     return [
         {
@@ -123,7 +133,7 @@ def parts_of(batch: int, device: roofline.Device) -> list[dict[str, Any]]:
                 for key, slow in (("floor_us", False), ("predicted_us", True))
             },
         }
-        for name, times, passes in step_passes(batch, device.arch)
+        for name, times, passes in step_passes(batch, device.arch, brain_only=brain_only)
         for direction in ("forward", "backward")
     ]
 
@@ -136,9 +146,14 @@ def where() -> str:
 def our_step(config: ModelConfig, batch: int, compile_: bool) -> Step:
     """A training step from int8 codes."""
     size, patch = tuple(config.image_size), tuple(config.patch_size[:3])
-    clips, _ = clips_of(ClipCase(batch, size, patch, config.num_frames, config.embed_dim))  # type: ignore[arg-type]
-    mask = draw_mask(MaskConfig(strategy="window"), config, 0, 0, torch.arange(batch), where())
+    case = ClipCase(batch, size, patch, config.num_frames, config.embed_dim)  # type: ignore[arg-type]
+    clips, _ = clips_of(case, brain() if size == tuple(brain().shape) and config.brain_tokens else None)
     model: Any = MaskedAutoencoder(config).to(where())
+    masking, anatomy = MaskConfig(strategy="window"), Anatomy()
+    if config.brain_tokens:
+        model.set_brain(clips.lookup.view(size) >= 0)
+        masking.ratio_of, anatomy = "brain", Anatomy(brain=model.computed)
+    mask = draw_mask(masking, config, 0, 0, torch.arange(batch), where(), anatomy)
     groups = parameter_groups(model, 0.01)
     model = torch.compile(model) if compile_ else model
     return _step(torch.optim.AdamW(groups, lr=1e-4, fused=True), lambda: model(clips, mask, brain=True).loss)
@@ -212,19 +227,33 @@ def report(record: dict[str, Any]) -> str:
     ]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in record["rows"]]
     if record["parts"]:
-        lines += ["", "The prediction by part, 8 clips:", ""]
-        lines += ["| part | times | direction | launches | floor us | predicted us |", "|---|---|---|---|---|---|"]
-        for p in record["parts"]:
-            cells = (
-                p["part"],
-                p["runs"],
-                p["direction"],
-                p["launches"],
-                f"{p['floor_us']:.0f}",
-                f"{p['predicted_us']:.0f}",
-            )
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines += _parts("The prediction by part, 8 clips:", record["parts"])
+    brains = [{**row["brain_tokens"], "batch": row["batch"]} for row in record["rows"] if "brain_tokens" in row]
+    if brains:
+        patches = ", ".join(map(str, record["brain_patches"]))
+        lines += ["", "## With model.brain_tokens=true", ""]
+        lines += [
+            "The same, PREDICTED alike, where patches without a voxel of the MNI152 brain (dilated by two) are left "
+            f"out: by stage {patches} are computed, of 4096, 512, 64, 8. The mask hides half of the brain's tokens.",
+            "",
+            "| " + " | ".join(head) + " |",
+            "|" + "---|" * len(head),
+        ]
+        lines += ["| " + " | ".join(_cells(row)) + " |" for row in brains]
+        if record["brain_parts"]:
+            lines += _parts("The prediction by part, 8 clips, brain tokens:", record["brain_parts"])
     return "\n".join(lines) + "\n"
+
+
+def _parts(title: str, parts: list[dict[str, Any]]) -> list[str]:
+    """A prediction by part as a table."""
+    lines = ["", title, ""]
+    lines += ["| part | times | direction | launches | floor us | predicted us |", "|---|---|---|---|---|---|"]
+    for p in parts:
+        times = (f"{p['floor_us']:.0f}", f"{p['predicted_us']:.0f}")
+        cells = (p["part"], p["runs"], p["direction"], p["launches"], *times)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return lines
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

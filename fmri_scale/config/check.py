@@ -43,6 +43,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}")
     check_model(config.model)
     _check_mask(config.mask)
+    _check_brain_tokens(config)
     _check_loss(config.loss, config)
     _check_objective(config)
     _check_optim(config.optim)
@@ -92,6 +93,8 @@ def check_model(model: ModelConfig) -> None:
     _fraction("model.drop_path", model.drop_path)
     _fraction("model.strd_rate", model.strd_rate)
     _at_least("model.prompt_len", model.prompt_len, 0)
+    if model.brain_tokens and model.backend == "mamba_ssm":
+        raise ConfigError("model.brain_tokens=true: windows differ in length, which mamba_ssm cannot scan; take auto")
     if model.mlp_ratio <= 0:
         raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected a positive number")
 
@@ -114,6 +117,17 @@ def _check_mask(mask: MaskConfig) -> None:
         raise ConfigError("mask.ratio_of=regions: has a meaning for the strategies region and group alone")
     _at_least("mask.tube_len", mask.tube_len, 0)
     _check_mixture(mask, drawn)
+
+
+def _check_brain_tokens(config: Config) -> None:
+    mask = config.mask
+    drawn = {*mask.mixture, *mask.mixture_start} if mask.strategy == "mixture" else {mask.strategy}
+    blind = drawn & {"token", "window", "tube"}
+    if config.model.brain_tokens and mask.ratio_of == "units" and blind:
+        raise ConfigError(
+            f"model.brain_tokens=true: mask.strategy={min(blind)} would count patches that are left out; set "
+            "mask.ratio_of=brain"
+        )
 
 
 def _check_objective(config: Config) -> None:

@@ -53,6 +53,8 @@ class ModelConfig:
     "Spatiotemporal redundancy dropout: off, published (the released code's formula) or paper (grows with redundancy)."
     strd_rate: float = 0.5
     "With strd=paper: probability with which a token equal to its neighbours in space and time is dropped."
+    brain_tokens: bool = False
+    "Neither compute nor score patches without a voxel of the corpus' mask; false: compute all (published)."
     checkpoint_blocks: bool = False
     "Recompute each block in the backward pass instead of keeping its activations."
     backend: str = "auto"

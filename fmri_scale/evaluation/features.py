@@ -39,7 +39,8 @@ class RunFeatures:
     tr : spacing of frames in s, after resampling.
     frames : frames of the run after resampling; those after the last whole clip are not used.
     space : what says that the run is in MNI152 space (file name, header, overlap, assumed; or corpus).
-    tokens : float32 `[N, L, E]`, a vector for each of L places of the latent map (mean over time), where asked for.
+    tokens : float32 `[N, L, E]`, a vector for each of L places of the latent map (mean over time), where asked for;
+        of a model with brain_tokens for those that hold brain.
     """
 
     file: Path

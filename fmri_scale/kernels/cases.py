@@ -1,6 +1,6 @@
 """Geometry that tests and benchmarks share: random small grids, and the stages of the base model.
 
-Only numbers are made here; each operation's `cases.py` turns them into tensors.
+Only geometry is made here; each operation's `cases.py` turns it into tensors.
 """
 
 import random
@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fmri_scale.kernels.windows import Axes, Windows
+import torch
+
+from fmri_scale.kernels.windows import Axes, ListedWindows, Windows, window_table
 
 Case = TypeVar("Case")
 WINDOW_SIZES: tuple[Axes, ...] = ((2, 2, 2, 4), (4, 4, 4, 4), (2, 4, 2, 4))
@@ -60,6 +62,15 @@ def random_windows(rng: random.Random, max_tokens: int = 4096) -> Windows:
         windows = fit_windows(_axes(tokens), rng.choice(WINDOW_SIZES), shift)  # type: ignore[arg-type]
         if windows.num_tokens <= max_tokens:
             return windows
+
+
+def listed_windows(windows: Windows, share: float, seed: int = 0) -> ListedWindows:
+    """The same windows where a random share of the patches is there, one at least."""
+    d, h, w, frames = windows.grid
+    here = torch.rand(d, h, w, generator=torch.Generator().manual_seed(seed)) < share
+    here[-1, 0, w // 2] = True
+    table = window_table(here, windows.grid[:3], windows.window[:3], windows.shift[:3])
+    return ListedWindows((int(here.sum()), 1, 1, frames), windows.window, (0, 0, 0, windows.shift[3]), table)
 
 
 def geometry_features(windows: Windows) -> set[str]:

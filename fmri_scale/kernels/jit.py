@@ -1,7 +1,8 @@
 """What every Triton kernel here is built from: window geometry, masked loads and stores, the launch itself.
 
 A kernel takes the geometry as the constant tuples GRID (padded grid D, H, W, T), WINDOW and SHIFT, so that divisions
-become multiplications and an axis that is not shifted costs nothing.
+become multiplications and an axis that is not shifted costs nothing. Of windows whose patches are listed LISTED is the
+number in space, GRID is (M, 1, 1, T) and `table_ptr` their table (windows.py); of others LISTED is 0 and there is none.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fmri_scale.kernels.windows import Windows
+from fmri_scale.kernels.windows import ListedWindows, Windows
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -25,9 +26,10 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
         kernel[grid](*args, **constants, enable_fp_fusion=True)
 
 
-def geometry(windows: Windows) -> dict[str, tuple[int, ...]]:
+def geometry(windows: Windows) -> dict[str, Any]:
     """Return the geometry constants of a launch."""
-    return {"GRID": windows.grid, "WINDOW": windows.window, "SHIFT": windows.shift}
+    listed = windows.num_lists if isinstance(windows, ListedWindows) else 0
+    return {"GRID": windows.grid, "WINDOW": windows.window, "SHIFT": windows.shift, "LISTED": listed}
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:
@@ -46,19 +48,35 @@ def cut(width: int) -> dict[str, int]:
 
 
 @triton.jit
-def window_origin(number, GRID: tl.constexpr, WINDOW: tl.constexpr):
+def window_origin(number, table_ptr, GRID: tl.constexpr, WINDOW: tl.constexpr, LISTED: tl.constexpr):
     """Where a window (counted through the batch) begins: its first token per axis, before the shift, and the first
-    token of its clip in the batch (int64)."""
+    token of its clip in the batch (int64). Listed: its first patch in the table, how many it has, nothing, the rest
+    alike."""
     t = number % (GRID[3] // WINDOW[3])
     rest = number // (GRID[3] // WINDOW[3])
-    w = rest % (GRID[2] // WINDOW[2])
-    rest = rest // (GRID[2] // WINDOW[2])
-    h = rest % (GRID[1] // WINDOW[1])
-    rest = rest // (GRID[1] // WINDOW[1])
-    d = rest % (GRID[0] // WINDOW[0])
-    clip = (rest // (GRID[0] // WINDOW[0])).to(tl.int64)
-    base = clip * (GRID[0] * GRID[1] * GRID[2] * GRID[3])
-    return d * WINDOW[0], h * WINDOW[1], w * WINDOW[2], t * WINDOW[3], base
+    if LISTED > 0:
+        first = tl.load(table_ptr + rest % LISTED)
+        patches = tl.load(table_ptr + rest % LISTED + 1) - first
+        base = (rest // LISTED).to(tl.int64) * (GRID[0] * GRID[3])
+        return first, patches, 0, t * WINDOW[3], base
+    else:
+        w = rest % (GRID[2] // WINDOW[2])
+        rest = rest // (GRID[2] // WINDOW[2])
+        h = rest % (GRID[1] // WINDOW[1])
+        rest = rest // (GRID[1] // WINDOW[1])
+        d = rest % (GRID[0] // WINDOW[0])
+        clip = (rest // (GRID[0] // WINDOW[0])).to(tl.int64)
+        base = clip * (GRID[0] * GRID[1] * GRID[2] * GRID[3])
+        return d * WINDOW[0], h * WINDOW[1], w * WINDOW[2], t * WINDOW[3], base
+
+
+@triton.jit
+def num_rows(origin, WINDOW: tl.constexpr, LISTED: tl.constexpr):
+    """Rows of a window: places in space that it visits."""
+    if LISTED > 0:
+        return origin[1]
+    else:
+        return WINDOW[0] * WINDOW[1] * WINDOW[2]
 
 
 @triton.jit
@@ -71,18 +89,37 @@ def wrap(place, SIZE: tl.constexpr, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def row_token(row, origin, GRID: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+def row_token(
+    row,
+    origin,
+    table_ptr,
+    GRID: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
+):
     """Token, within its clip, of frame 0 at the place that row `row` of a window visits (rows raster d, h, w)."""
-    d = wrap(origin[0] + row // (WINDOW[1] * WINDOW[2]), GRID[0], SHIFT[0])
-    h = wrap(origin[1] + row // WINDOW[2] % WINDOW[1], GRID[1], SHIFT[1])
-    w = wrap(origin[2] + row % WINDOW[2], GRID[2], SHIFT[2])
-    return ((d * GRID[1] + h) * GRID[2] + w) * GRID[3]
+    if LISTED > 0:
+        return tl.load(table_ptr + LISTED + 1 + origin[0] + row) * GRID[3]
+    else:
+        d = wrap(origin[0] + row // (WINDOW[1] * WINDOW[2]), GRID[0], SHIFT[0])
+        h = wrap(origin[1] + row // WINDOW[2] % WINDOW[1], GRID[1], SHIFT[1])
+        w = wrap(origin[2] + row % WINDOW[2], GRID[2], SHIFT[2])
+        return ((d * GRID[1] + h) * GRID[2] + w) * GRID[3]
 
 
 @triton.jit
-def slot_token(slot, origin, GRID: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+def slot_token(
+    slot,
+    origin,
+    table_ptr,
+    GRID: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
+):
     """Token, within its clip, of slot `slot` of a window (slots raster d, h, w, t)."""
-    row = row_token(slot // WINDOW[3], origin, GRID, WINDOW, SHIFT)
+    row = row_token(slot // WINDOW[3], origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
     return row + wrap(origin[3] + slot % WINDOW[3], GRID[3], SHIFT[3])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fmri_scale.config import ModelConfig
+from fmri_scale.models import brain
 from fmri_scale.models.block import Block, run_blocks
 from fmri_scale.models.embed import PatchEmbed, PositionalEmbedding, patchify
 from fmri_scale.models.resample import PatchMerge
@@ -32,6 +33,16 @@ class EncoderStage(nn.Module):
         x_BDHWTE = x_BDHWTE if placed else self.position(x_BDHWTE)
         x_BDHWTE = run_blocks(self.blocks, x_BDHWTE, keys_B, self.recompute)
         return x_BDHWTE if self.merge is None else self.merge(x_BDHWTE)
+
+    def set_patches(self, active_DHW: Tensor, coarse_DHW: Tensor | None) -> None:
+        """Have tokens at these patches alone, and at those of the next stage."""
+        device = self.position.space.device
+        self.position.places = brain.places(active_DHW).to(device)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.set_patches(active_DHW)
+        if self.merge is not None and coarse_DHW is not None:
+            self.merge.child_list = brain.children(active_DHW, coarse_DHW).to(device)
 
 
 class Backbone(nn.Module):
@@ -58,21 +69,55 @@ class Backbone(nn.Module):
 
         Returns
         -------
-        latent `[B, E, D, H, W, T]`, E and D, H, W of the last stage.
+        latent `[B, E, D, H, W, T]`, E and D, H, W of the last stage; with model.brain_tokens `[B, E, M, 1, 1, T]`, its
+        M patches that hold brain in raster order. Others have no features.
         """
         self.check(volume_BCXYZT)
-        tokens = self.patch_embed(patchify(volume_BCXYZT, self.config.patch_size))
+        tokens = self.patch_embed(self.patches(volume_BCXYZT))
         return self.encode(self.dropout(tokens), keys_B).permute(0, 5, 1, 2, 3, 4)
 
     def features(self, volume_BCXYZT: Tensor) -> Tensor:
-        """Return the mean over all tokens of the latent map, `[B, E]`."""
+        """Return the mean over all tokens of the latent map (with model.brain_tokens those of the brain), `[B, E]`."""
         return self(volume_BCXYZT).flatten(2).mean(-1)
+
+    def set_brain(self, brain_XYZ: Tensor) -> None:
+        """Say which voxels are brain, bool `[X, Y, Z]`: with model.brain_tokens patches that hold none are left out.
+
+        The lists that follow from it move with the model and are no part of its state dict.
+
+        Raises
+        ------
+        ValueError : model.brain_tokens is off, or the brain does not fit the configuration.
+        """
+        if not self.config.brain_tokens:
+            raise ValueError("set_brain: has a meaning with model.brain_tokens=true alone")
+        active = brain.stage_patches(brain_XYZ, self.config)
+        for stage, fine, coarse in zip(self.stages, active, [*active[1:], None], strict=True):
+            assert isinstance(stage, EncoderStage)
+            stage.set_patches(fine, coarse)
+
+    @property
+    def places(self) -> Tensor | None:
+        """Positions of the patches that are computed, int64 `[M]`; None: of all."""
+        return self.first_position.places
+
+    @property
+    def num_patches(self) -> list[int] | None:
+        """How many patches are computed of each stage; None: all."""
+        found = [stage.position.places for stage in self.stages if isinstance(stage, EncoderStage)]
+        return None if self.places is None else [len(places) for places in found if places is not None]
+
+    def patches(self, volume_BCXYZT: Tensor) -> Tensor:
+        """Return the patches of clips that are computed, `[B, D, H, W, T, P]` or `[B, M, 1, 1, T, P]`."""
+        return brain.take(patchify(volume_BCXYZT, self.config.patch_size), self.places, 1)
 
     def encode(self, tokens_BDHWTE: Tensor, keys_B: Tensor | None = None, placed: bool = False) -> Tensor:
         """Return the latent map channels last, `[B, D, H, W, T, E]`, of embedded (and perhaps masked) tokens.
 
         Everything is in the tokens' dtype. `placed` tokens have the first stage's position already.
         """
+        if self.config.brain_tokens and self.places is None:
+            raise ValueError("model.brain_tokens=true: say first which voxels are brain, with set_brain")
         with torch.autocast(tokens_BDHWTE.device.type, enabled=False):
             for stage in self.stages:
                 tokens_BDHWTE = stage(tokens_BDHWTE, keys_B, placed)

@@ -2,6 +2,8 @@
 
 Tokens are `[B, D, H, W, T, C]`, channels last, T of any length. Semantics of the published block: zero padding up
 to whole windows after the first norm, odd blocks shifted by half a window (time included) with no boundary mask.
+Where patches are listed (brain.py) tokens are `[B, M, 1, 1, T, C]`, windows hold the patches that are there, and time
+alone is padded.
 """
 
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fmri_scale.config import ModelConfig
 from fmri_scale.kernels.mlp import norm_mlp
-from fmri_scale.kernels.windows import Windows
+from fmri_scale.kernels.windows import Axes, ListedWindows, Windows, window_table
 from fmri_scale.models.draws import uniform
 from fmri_scale.models.lean import cast_like
 from fmri_scale.models.mixer import Mixer
@@ -54,11 +56,14 @@ class Block(nn.Module):
     encoder : prompts and redundancy dropout may act here; the decoder has neither (as published).
     """
 
+    table: Tensor | None
+
     def __init__(
         self, shape: StageShape, config: ModelConfig, shifted: bool, number: int, drop_path: float, encoder: bool
     ) -> None:
         super().__init__()
-        self.window = shape.window
+        self.grid, self.window = shape.grid, shape.window
+        self.register_buffer("table", None, persistent=False)
         self.shifted, self.wrap = shifted, shape.wrap
         self.drop_path = drop_path
         self.salt = 3 * number
@@ -77,6 +82,19 @@ class Block(nn.Module):
             return self.mlp(x, self.norm2, residual=True)
         return x + self._drop_path(self.mlp(x, self.norm2, residual=False), keys_B, self.salt + 1)
 
+    def set_patches(self, active_DHW: Tensor) -> None:
+        """Have tokens at these patches alone, bool on the CPU."""
+        padded, window, shift = effective_window((*self.grid, 1), self.window, self.shifted, self.wrap)
+        table = window_table(active_DHW, padded[:3], window[:3], shift[:3])
+        self.table = table.to(self.norm1.weight.device)
+
+    def _windows(self, tokens: Axes) -> Windows:
+        """Return the windows of the padded grid of tokens (or of listed patches)."""
+        if self.table is None:
+            return Windows(*effective_window(tokens, self.window, self.shifted, self.wrap))
+        padded, window, shift = effective_window((*self.grid, tokens[3]), self.window, self.shifted, self.wrap)
+        return ListedWindows((*tokens[:3], padded[3]), window, (0, 0, 0, shift[3]), self.table)
+
     @property
     def _drops(self) -> bool:
         return self.training and self.drop_path > 0.0
@@ -84,8 +102,8 @@ class Block(nn.Module):
     def _mix(self, x_BDHWTC: Tensor, keys_B: Tensor | None) -> Tensor:
         """Return the tokens with the mixer's branch added."""
         b, d, h, w, t, c = x_BDHWTC.shape
-        padded, window, shift = effective_window((d, h, w, t), self.window, self.shifted, self.wrap)
-        windows = Windows(padded, window, shift)
+        windows = self._windows((d, h, w, t))
+        padded = windows.grid
         added = padded == (d, h, w, t) and self.strd is None and not self._drops  # by the mixer itself
         mixed_BNC = self.mixer(x_BDHWTC, self.norm1, windows, added)
         if added:

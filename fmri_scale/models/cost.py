@@ -7,6 +7,7 @@ bytes are those of one clip.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmri_scale.config import ModelConfig
@@ -16,7 +17,6 @@ from fmri_scale.models.shapes import (
     encoder_stages,
     patch_values,
     stage_width,
-    token_grid,
 )
 
 SCAN_FORWARD = 7
@@ -67,30 +67,37 @@ class Cost:
         return self.total.kept_values * bytes_per_value
 
 
-def cost(config: ModelConfig, num_frames: int | None = None, from_codes: bool = True) -> Cost:
+def cost(
+    config: ModelConfig,
+    num_frames: int | None = None,
+    from_codes: bool = True,
+    patches: Sequence[int] | None = None,
+) -> Cost:
     """Return the cost of training on one clip of `num_frames` frames (None: the configuration's).
 
     Parameters
     ----------
     from_codes : the model reads int8 codes; otherwise volumes, whose patches and squared differences are kept.
+    patches : those that are computed of each stage, with model.brain_tokens (`Backbone.num_patches`); None: all,
+        which is more than such a model needs.
     """
     frames = config.num_frames if num_frames is None else num_frames
-    tokens, values = math.prod(token_grid(config)) * frames, patch_values(config)
+    stages = encoder_stages(config, patches)
+    tokens, values = stages[0].positions * frames, patch_values(config)
     masks = PartCost(config.embed_dim * (2 + math.prod(config.window_size)))
     of_volumes = PartCost(kept_values=0 if from_codes else tokens * values)
     parts = {"embed": _linear(tokens, values, config.embed_dim, bias=True) + masks + of_volumes}
-    stages = encoder_stages(config)
     for i, shape in enumerate(stages):
         position = PartCost((math.prod(shape.grid) + config.num_frames) * shape.width)
         parts[f"encoder.{i}"] = position + _blocks(config, shape, frames, config.prompt_len)
         if i < len(stages) - 1:
-            coarse, wide = math.prod(shape.grid) // 8 * frames, 8 * shape.width
+            coarse, wide = stages[i + 1].positions * frames, 8 * shape.width
             merge = _norm(wide) + _linear(coarse, wide, stage_width(config, i + 1))
             parts[f"encoder.{i}"] += merge + PartCost(kept_values=coarse * wide)
-    for i, shape in enumerate(decoder_stages(config)):
-        fine, wide = math.prod(shape.grid) * frames, shape.width * config.channel_multiplier
-        expand = _linear(fine // 8, wide, 8 * shape.width) + _norm(shape.width)
-        parts[f"decoder.{i}"] = expand + PartCost(kept_values=fine // 8 * wide) + _blocks(config, shape, frames, 0)
+    for i, shape in enumerate(decoder_stages(config, patches)):
+        coarse, wide = stages[-1 - i].positions * frames, shape.width * config.channel_multiplier
+        expand = _linear(coarse, wide, 8 * shape.width) + _norm(shape.width)
+        parts[f"decoder.{i}"] = expand + PartCost(kept_values=coarse * wide) + _blocks(config, shape, frames, 0)
     # The norm's input and the features' gradient; of volumes the features and, at most, the difference that is squared.
     head = _norm(config.embed_dim) + _linear(tokens, config.embed_dim, values, bias=True)
     parts["head"] = head + PartCost(kept_values=2 * tokens * config.embed_dim) + of_volumes
@@ -108,7 +115,7 @@ def _norm(width: int) -> PartCost:
 
 def _blocks(config: ModelConfig, shape: StageShape, frames: int, prompts: int) -> PartCost:
     """Cost of a stage's blocks; of each its input and the MLP's are kept, beside what the mixer keeps."""
-    tokens, width = math.prod(shape.grid) * frames, shape.width
+    tokens, width = shape.positions * frames, shape.width
     hidden = int(width * config.mlp_ratio)
     mlp = _linear(tokens, width, hidden, bias=True) + _linear(tokens, hidden, width, bias=True)
     rest = _norm(width) + _norm(width) + mlp + PartCost(prompts * width, kept_values=2 * tokens * width)

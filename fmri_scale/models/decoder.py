@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmri_scale.config import ModelConfig
+from fmri_scale.models import brain
 from fmri_scale.models.block import Block, run_blocks
 from fmri_scale.models.lean import cast_like
 from fmri_scale.models.resample import PatchExpand
@@ -29,6 +30,13 @@ class DecoderStage(nn.Module):
         """Return tokens of a grid twice as fine."""
         return run_blocks(self.blocks, self.expand(x_BDHWTC), keys_B, self.recompute)
 
+    def set_patches(self, active_DHW: Tensor, coarse_DHW: Tensor) -> None:
+        """Have tokens at these patches alone, made of those of the stage before."""
+        self.expand.octants = brain.octants(active_DHW, coarse_DHW).to(self.expand.proj.weight.device)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.set_patches(active_DHW)
+
 
 class Decoder(nn.Module):
     """Stages from coarse to fine and a norm; `head` maps features to the values of a patch, where they are wanted."""
@@ -44,6 +52,12 @@ class Decoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, patch_values(config))
+
+    def set_patches(self, active: list[Tensor]) -> None:
+        """Have tokens at these patches of the encoder's stages alone (`brain.stage_patches`)."""
+        for stage, fine, coarse in zip(self.stages, active[-2::-1], active[:0:-1], strict=True):
+            assert isinstance(stage, DecoderStage)
+            stage.set_patches(fine, coarse)
 
     def forward(self, latent_BDHWTC: Tensor, keys_B: Tensor | None = None) -> Tensor:
         """Return the features `[B, D, H, W, T, C]` that `head` takes; its output is ordered as `embed.patchify`'s.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fmri_scale.models.brain import take
+
 
 def patchify(volume_BCXYZT: Tensor, patch: Sequence[int]) -> Tensor:
     """Cut a clip into patches.
@@ -65,17 +67,20 @@ class PositionalEmbedding(nn.Module):
     """A learnt vector per position plus one per frame, added to the tokens of a stage.
 
     A clip shorter than `num_frames` takes the first vectors (as published); a longer one takes the whole series,
-    interpolated linearly, which the published model cannot do.
+    interpolated linearly, which the published model cannot do. `places` are the patches that have tokens (brain.py).
     """
+
+    places: Tensor | None
 
     def __init__(self, grid: tuple[int, int, int], num_frames: int, width: int) -> None:
         super().__init__()
         self.space = nn.Parameter(torch.zeros(*grid, width))
         self.time = nn.Parameter(torch.zeros(num_frames, width))
+        self.register_buffer("places", None, persistent=False)
 
     def forward(self, tokens_BDHWTE: Tensor) -> Tensor:
         """Return the tokens with their position and frame added, in their dtype."""
-        place = self.space.unsqueeze(-2) + self._frames(tokens_BDHWTE.shape[-2])
+        place = take(self.space, self.places, 0).unsqueeze(-2) + self._frames(tokens_BDHWTE.shape[-2])
         return tokens_BDHWTE + place.to(tokens_BDHWTE.dtype)
 
     def vectors(self, num_frames: int) -> tuple[Tensor, Tensor]:

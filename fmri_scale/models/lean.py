@@ -236,7 +236,8 @@ def _scan_gradients(layout: Layout, reverse: bool, dy, x, dt, B, C, A, D, h0):
     """Return the gradients of x, dt, B, C, and those of A, D and h0."""
     windows = layout.windows
     geometry = (list(windows.grid), list(windows.window), list(windows.shift))
-    dx, d_dt, dA, dB, dC, dD, dh0 = scan_backward_op(dy, x, dt, A, B, C, D, h0, *geometry, reverse, layout.backend)
+    options = (*geometry, reverse, layout.backend, windows.table)
+    dx, d_dt, dA, dB, dC, dD, dh0 = scan_backward_op(dy, x, dt, A, B, C, D, h0, *options)
     return dx, d_dt, dB, dC, (dA, dD, None if h0 is None else dh0)
 
 
@@ -244,7 +245,8 @@ def _convolution_gradients(layout: Layout, dy, x, weight_EK, bias_E, before_KE):
     """Return the gradients of its input, weight, bias and prefix."""
     windows = layout.windows
     geometry = (list(windows.grid), list(windows.window), list(windows.shift))
-    *grads, d_before = conv_silu_backward_op(dy, x, weight_EK, bias_E, before_KE, *geometry, layout.backend)
+    options = (*geometry, layout.backend, windows.table)
+    *grads, d_before = conv_silu_backward_op(dy, x, weight_EK, bias_E, before_KE, *options)
     return *grads, None if before_KE is None else d_before
 
 

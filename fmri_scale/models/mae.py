@@ -1,7 +1,8 @@
 """The masked autoencoder: hide tokens, encode all of them, decode, score the hidden patches.
 
 `MaskedAutoencoder(config)(clips, mask)` returns loss and prediction, for clips as volumes or as codes. Mask tokens
-pass through the encoder (as published), so masking saves no computation. Shape suffixes: B clips, C channels, XYZ
+pass through the encoder (as published), so masking saves no computation. With model.brain_tokens patches without brain
+are neither computed nor scored (brain.py). Shape suffixes: B clips, C channels, XYZ
 voxels, T frames, DHW tokens along x, y, z, N = D*H*W*T tokens, M = D*H*W positions, S slots of a window, P values of
 a patch, E width.
 """
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmri_scale.config import LossConfig, ModelConfig
-from fmri_scale.kernels.clips import ONE, CodedClips, brain_values, slot_of_token
+from fmri_scale.kernels.clips import ONE, CodedClips, Hidden, brain_values, slot_of_token
 from fmri_scale.kernels.embed import embed
 from fmri_scale.kernels.loss import masked_loss as coded_loss
 from fmri_scale.kernels.windows import Axes
 from fmri_scale.models.backbone import Backbone
+from fmri_scale.models.brain import spread, stage_patches, take
 from fmri_scale.models.decoder import Decoder
 from fmri_scale.models.embed import patchify, product_dtype, unpatchify
 from fmri_scale.models.init import init_weights
@@ -36,10 +38,10 @@ class MAEOutput(NamedTuple):
     ----------
     loss : scalar, float32: mean over clips of each clip's (weighted) mean squared error on its hidden voxels.
     prediction : predicted values of every patch `[B, N, P]`, or None where they were not asked for;
-        `unpatchify` makes a volume of them.
-    latent : the encoder's map, channels last `[B, D, H, W, T, E]`.
-    metrics : without gradient: scalars `masked_fraction` and, with a brain, `masked_fraction_brain`; in training with
-        redundancy dropout `strd_counts` (`strd.drop_counts`).
+        `unpatchify` makes a volume of them. 0 for patches that are not computed.
+    latent : the encoder's map, channels last `[B, D, H, W, T, E]` (with model.brain_tokens `[B, M, 1, 1, T, E]`).
+    metrics : without gradient: scalars `masked_fraction` (of tokens that are computed) and, with a brain,
+        `masked_fraction_brain`; in training with redundancy dropout `strd_counts` (`strd.drop_counts`).
     """
 
     loss: Tensor
@@ -63,12 +65,13 @@ class MaskTokens(nn.Module):
         self.window = nn.Parameter(torch.zeros(math.prod(window), width))
         self.region = nn.Parameter(torch.zeros(width))
 
-    def forward(self, tokens_BDHWTE: Tensor, mask: TokenMask) -> Tensor:
-        """Return the tokens with the hidden ones replaced."""
+    def forward(self, tokens_BDHWTE: Tensor, mask: TokenMask, places_M: Tensor | None = None) -> Tensor:
+        """Return the tokens, those of `places_M` or all, with the hidden ones replaced."""
         table_SE, slots = self.table(mask.strategy)
         stand_in_NE = table_SE[slot_of_token(mask.grid, slots, table_SE.device)]
-        hidden = mask.hidden.view(*tokens_BDHWTE.shape[:5], 1)
-        return torch.where(hidden, stand_in_NE.view(*mask.grid, -1).to(tokens_BDHWTE.dtype), tokens_BDHWTE)
+        stand_in = take(stand_in_NE.view(*mask.grid, -1).to(tokens_BDHWTE.dtype), places_M, 0)
+        hidden = take(mask.hidden.view(-1, *mask.grid, 1), places_M, 1)
+        return torch.where(hidden, stand_in, tokens_BDHWTE)
 
     def table(self, strategy: str) -> tuple[Tensor, Axes]:
         """Return the vectors that stand in `[S, E]`, and the window whose slots they fill from the grid's corner."""
@@ -89,6 +92,19 @@ class MaskedAutoencoder(nn.Module):
         self.mask_tokens = MaskTokens(config.window_size, config.embed_dim)
         self.decoder = Decoder(config)
         init_weights(self, seed)
+
+    def set_brain(self, brain_XYZ: Tensor) -> None:
+        """Say which voxels are brain, see `Backbone.set_brain`."""
+        self.backbone.set_brain(brain_XYZ)
+        self.decoder.set_patches(stage_patches(brain_XYZ, self.config))
+
+    @property
+    def computed(self) -> Tensor:
+        """Which positions have tokens, int32 `[M]`, 1 or 0."""
+        count, places = math.prod(token_grid(self.config)), self.backbone.places
+        if places is None:
+            return torch.ones(count, dtype=torch.int32, device=self.decoder.head.weight.device)
+        return torch.zeros(count, dtype=torch.int32, device=places.device).index_fill_(0, places, 1)
 
     def forward(
         self,
@@ -126,21 +142,30 @@ class MaskedAutoencoder(nn.Module):
         self, volume_BCXYZT: Tensor, mask: TokenMask, brain_XYZ: Tensor | None, predict: bool
     ) -> MAEOutput:
         self.backbone.check(volume_BCXYZT)
-        patches = patchify(volume_BCXYZT, self.config.patch_size)
+        patches, places = self.backbone.patches(volume_BCXYZT), self.backbone.places
         self._check(mask, len(patches), patches.shape[-2])
-        tokens = self.mask_tokens(self.backbone.patch_embed(patches), mask)
+        tokens = self.mask_tokens(self.backbone.patch_embed(patches), mask, places)
         latent = self.backbone.encode(tokens, mask.keys)
         features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
-        brain_MP = None if brain_XYZ is None else self.patchify_brain(brain_XYZ)
-        loss = masked_loss(self._head, features_BNE, patches.flatten(1, 4), mask.hidden, brain_MP, self.loss)
-        output = self._output(loss, features_BNE, latent, mask, None if brain_MP is None else brain_MP.sum(-1), predict)
-        if output.prediction is None or not self.loss.patch_norm:
+        whole_MP = None if brain_XYZ is None else self.patchify_brain(brain_XYZ)
+        brain_MP = whole_MP if whole_MP is None or places is None else whole_MP.index_select(0, places)
+        hidden_BN = take(mask.hidden.view(-1, *mask.grid), places, 1).flatten(1)
+        loss = masked_loss(self._head, features_BNE, patches.flatten(1, 4), hidden_BN, brain_MP, self.loss)
+        output = self._output(loss, features_BNE, latent, mask, None if whole_MP is None else whole_MP.sum(-1), predict)
+        if output.prediction is None:
             return output
-        return output._replace(prediction=self._restore(output.prediction, patches.flatten(1, 4), brain_MP))
+        prediction = output.prediction
+        if self.loss.patch_norm:
+            prediction = self._restore(prediction, patches.flatten(1, 4), patches.shape[-2], brain_MP)
+        return output._replace(prediction=self._everywhere(prediction))
 
-    def _restore(self, prediction_BNP: Tensor, patches_BNP: Tensor, brain_MP: Tensor | None) -> Tensor:
+    def _everywhere(self, tokens_BNE: Tensor) -> Tensor:
+        """Return tokens of all positions, zeros for those that are not computed."""
+        places = self.backbone.places
+        return tokens_BNE if places is None else spread(tokens_BNE, places, math.prod(token_grid(self.config)))
+
+    def _restore(self, prediction_BNP: Tensor, patches_BNP: Tensor, frames: int, brain_MP: Tensor | None) -> Tensor:
         """Give predictions of normalised patches the level and contrast of the true ones, to be looked at."""
-        frames = patches_BNP.shape[1] // math.prod(token_grid(self.config))
         weight_NP = None if brain_MP is None else brain_MP.repeat_interleave(frames, 0)
         mean, sd = patch_moments(patches_BNP, weight_NP)
         return prediction_BNP * sd.to(prediction_BNP.dtype) + mean.to(prediction_BNP.dtype)
@@ -162,10 +187,13 @@ class MaskedAutoencoder(nn.Module):
         space_ME, time_TE = self.backbone.first_position.vectors(frames)
         parameters = (linear.weight.to(dtype), linear.bias, table_SE, space_ME, time_TE)
         tokens_BNE = embed(clips, *parameters, hidden=mask.tokens, slots=slots, backend=config.backend)
-        latent = self.backbone.encode(tokens_BNE.unflatten(1, (d, h, w, frames)), mask.keys, placed=True)
-        features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
-        head = (self.decoder.head.weight.to(dtype), self.decoder.head.bias.to(dtype))
-        loss = coded_loss(clips, features_BNE, *head, hidden=mask.tokens, brain_only=brain_only, backend=config.backend)
+        tokens = take(tokens_BNE.unflatten(1, (d, h, w, frames)), self.backbone.places, 1)
+        latent = self.backbone.encode(tokens, mask.keys, placed=True)
+        features_BNE = self._everywhere(self.decoder(latent, mask.keys).flatten(1, 4))
+        head, hidden = (self.decoder.head.weight.to(dtype), self.decoder.head.bias.to(dtype)), mask.tokens
+        if self.backbone.places is not None:  # what is not computed is not scored either
+            hidden = Hidden(mask.hidden & (self.computed > 0).repeat_interleave(frames))
+        loss = coded_loss(clips, features_BNE, *head, hidden=hidden, brain_only=brain_only, backend=config.backend)
         return self._output(loss, features_BNE, latent, mask, brain_values(clips) if brain_only else None, predict)
 
     def _check(self, mask: TokenMask, clips: int, frames: int) -> None:
@@ -181,7 +209,7 @@ class MaskedAutoencoder(nn.Module):
     def _output(
         self, loss: Tensor, features: Tensor, latent: Tensor, mask: TokenMask, counts_M: Tensor | None, predict: bool
     ) -> MAEOutput:
-        metrics = masked_fractions(mask, counts_M, self.config.backend)
+        metrics = masked_fractions(mask, counts_M, self.config.backend, self.computed)
         if (dropped := drop_counts(self.backbone)) is not None:
             metrics["strd_counts"] = dropped
         return MAEOutput(loss, self._head(features) if predict else None, latent, metrics)

@@ -158,19 +158,23 @@ def unit_of_token(mask: MaskConfig, model: ModelConfig, frames: int, device: tor
     return units_of_tokens(grid, unit, device), num_units(grid, unit)
 
 
-def masked_fractions(mask: TokenMask, brain_M: Tensor | None, backend: str = "auto") -> dict[str, Tensor]:
+def masked_fractions(
+    mask: TokenMask, brain_M: Tensor | None, backend: str = "auto", computed_M: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return the hidden fraction of all tokens and, given a brain, of the tokens that hold any of it.
 
     Parameters
     ----------
     brain_M : brain voxels in the patch at each position `[M]`; None takes those of the mask, if it has any.
+    computed_M : int32 `[M]`, 1 for positions that have tokens, 0 for others; None: all have.
 
     Returns
     -------
     `{"masked_fraction": scalar, "masked_fraction_brain": scalar}`, the second only with a brain.
     """
-    everywhere_M = torch.ones(math.prod(mask.grid[:3]), dtype=torch.int32, device=mask.keys.device)
-    found = {"masked_fraction": _share(mask, everywhere_M, backend)}
+    if computed_M is None:
+        computed_M = torch.ones(math.prod(mask.grid[:3]), dtype=torch.int32, device=mask.keys.device)
+    found = {"masked_fraction": _share(mask, computed_M, backend)}
     brain_M = mask.brain if brain_M is None else brain_M
     if brain_M is not None:
         found["masked_fraction_brain"] = _share(mask, (brain_M > 0).int(), backend)

@@ -70,13 +70,14 @@ def config_from_published(arguments: Mapping[str, Any]) -> ModelConfig:
     )
 
 
-def to_published(state: Mapping[str, Tensor]) -> State:
+def to_published(state: Mapping[str, Tensor], config: ModelConfig | None = None) -> State:
     """Return a state dict of ours under the published names and shapes.
 
     Raises
     ------
-    CheckpointError : a key that no model of ours has.
+    CheckpointError : a key that no model of ours has, or a configuration that the published code cannot run.
     """
+    _refuse_brain_tokens(config)
     return {published_name(name): _published_layout(name, value) for name, value in state.items()}
 
 
@@ -90,8 +91,9 @@ def from_published(state: Mapping[str, Tensor], config: ModelConfig) -> State:
 
     Raises
     ------
-    CheckpointError : names every missing, unknown or mis-shaped key.
+    CheckpointError : names every missing, unknown or mis-shaped key; or the published model cannot be of this shape.
     """
+    _refuse_brain_tokens(config)
     theirs = _current_layout(_without_prefix(state))
     ours = _expected(theirs, config)
     names = {published_name(name): name for name in ours}
@@ -120,6 +122,11 @@ def published_name(name: str) -> str:
         owner = f"layers_up.{stage - 1}.upsample" if stage else "first_patch_expanding"
         return f"{owner}.{'expand' if found[2] == 'proj' else 'norm'}.{found[3]}"
     return _rename(name, _IN_MODEL, name)
+
+
+def _refuse_brain_tokens(config: ModelConfig | None) -> None:
+    if config is not None and config.brain_tokens:
+        raise CheckpointError("model.brain_tokens=true: the published model computes all patches; set it to false")
 
 
 def _rename(part: str, rules: Mapping[str, str], name: str) -> str:

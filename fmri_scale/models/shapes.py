@@ -5,6 +5,7 @@ have any number of frames, so time appears here only as the window's last entry.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fmri_scale.config import ModelConfig
@@ -17,6 +18,7 @@ class StageShape:
     """One stage: `width` channels on `grid` (tokens along x, y, z), `depth` blocks over windows (x, y, z, t).
 
     Where `shifted`, its odd blocks start half a window further and, with `wrap`, go on at the opposite edge.
+    `patches` are how many positions are computed, with model.brain_tokens; None: all.
     """
 
     width: int
@@ -25,6 +27,12 @@ class StageShape:
     window: Grid4
     shifted: bool
     wrap: bool = True
+    patches: int | None = None
+
+    @property
+    def positions(self) -> int:
+        """Positions of a frame that are computed."""
+        return math.prod(self.grid) if self.patches is None else self.patches
 
     def padded_tokens(self, frames: int) -> list[int]:
         """Return, for each of its blocks, the tokens of one clip's grid rounded up to whole windows."""
@@ -32,6 +40,8 @@ class StageShape:
             effective_window((*self.grid, frames), self.window, self.shifted and block % 2 == 1, self.wrap)
             for block in range(self.depth)
         )
+        if self.patches is not None:  # listed patches are padded in time alone
+            return [self.patches * padded[3] for padded, _, _ in fitted]
         return [math.prod(padded) for padded, _, _ in fitted]
 
 
@@ -46,8 +56,11 @@ def patch_values(config: ModelConfig) -> int:
     return math.prod(config.patch_size[:3]) * config.in_channels
 
 
-def encoder_stages(config: ModelConfig) -> list[StageShape]:
-    """Return the stages from fine to coarse; each halves the grid and multiplies the width."""
+def encoder_stages(config: ModelConfig, patches: Sequence[int] | None = None) -> list[StageShape]:
+    """Return the stages from fine to coarse; each halves the grid and multiplies the width.
+
+    `patches` are those that are computed of each stage (`Backbone.num_patches`); None: all.
+    """
     stages = []
     last = len(config.depths) - 1
     for i, depth in enumerate(config.depths):
@@ -56,15 +69,18 @@ def encoder_stages(config: ModelConfig) -> list[StageShape]:
         full = i == last and config.last_stage_full
         if full:
             window = (x, y, z, config.window_size[3])
-        stages.append(StageShape(stage_width(config, i), (x, y, z), depth, window, not full, config.wrap_shift))
+        computed = None if patches is None else patches[i]
+        stages.append(
+            StageShape(stage_width(config, i), (x, y, z), depth, window, not full, config.wrap_shift, computed)
+        )
     return stages
 
 
-def decoder_stages(config: ModelConfig) -> list[StageShape]:
+def decoder_stages(config: ModelConfig, patches: Sequence[int] | None = None) -> list[StageShape]:
     """Return the decoder's stages from coarse to fine; all use `window_size`, none stands for the last stage."""
-    mirrored = encoder_stages(config)[-2::-1]
+    mirrored = encoder_stages(config, patches)[-2::-1]
     window = _grid4(config.window_size)
-    return [StageShape(s.width, s.grid, s.depth, window, True, s.wrap) for s in mirrored]
+    return [StageShape(s.width, s.grid, s.depth, window, True, s.wrap, s.patches) for s in mirrored]
 
 
 def stage_width(config: ModelConfig, stage: int) -> int:

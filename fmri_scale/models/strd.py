@@ -56,20 +56,28 @@ class RedundancyDropout(nn.Module):
     def keep(self, h_BNC: Tensor, windows: Windows, keys_B: Tensor) -> Tensor:
         """Return 1 for kept and 0 for dropped tokens, `[B, N]`."""
         b, n, c = h_BNC.shape
-        order = windows.order(h_BNC.device).flatten()
-        h_WLC = h_BNC[:, order].reshape(-1, windows.length, c)
+        order, real = windows.places(h_BNC.device)
+        h_WLC = h_BNC[:, order.flatten()].reshape(-1, windows.length, c)
+        target, real_WL = order.flatten(), None
+        if real is not None:  # windows keep their places, as a token's neighbours are those beside it
+            target, real_WL = torch.where(real, order, n).flatten(), real.repeat(b, 1)  # what is missing goes aside
+            h_WLC = h_WLC * real_WL.unsqueeze(2)
         if self.form == "paper":
-            redundant_WL = redundancy(h_WLC, windows.window)
+            redundant_WL = redundancy(h_WLC, windows.window, real_WL=real_WL)
             score_WL = self.rate * redundant_WL
         else:
-            score_WL = scores(h_WLC, windows.window, backend=self.backend).to(h_BNC.dtype)
-        score_BN = torch.empty(b, n, dtype=score_WL.dtype, device=h_BNC.device)
-        score_BN[:, order] = score_WL.view(b, n)
-        keep_BN = uniform(keys_B, self.salt, n) >= score_BN
+            score_WL = scores(h_WLC, windows.window, backend=self.backend, real_WL=real_WL).to(h_BNC.dtype)
+        score_BN = torch.empty(b, n if real is None else n + 1, dtype=score_WL.dtype, device=h_BNC.device)
+        score_BN[:, target] = score_WL.view(b, -1)
+        keep_BN = uniform(keys_B, self.salt, n) >= score_BN[:, :n]
         if not torch.compiler.is_compiling():  # a compiled block keeps nothing beside its outputs
             first = slice(windows.num_windows)
-            seen_WL = redundant_WL[first] if self.form == "paper" else redundancy(h_WLC[first], windows.window)
-            self.counts = _counts(seen_WL.flatten(), ~keep_BN[0, order])
+            if self.form == "paper":
+                seen_WL = redundant_WL[first]
+            else:
+                seen_WL = redundancy(h_WLC[first], windows.window, real_WL=None if real_WL is None else real_WL[first])
+            there = slice(None) if real is None else real
+            self.counts = _counts(seen_WL[there].flatten(), ~keep_BN[0, order[there].flatten()])
         return keep_BN.to(h_BNC.dtype)
 
 

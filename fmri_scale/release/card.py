@@ -82,6 +82,7 @@ def _model_facts(config: dict[str, Any], record: dict[str, Any]) -> dict[str, An
         "Input (voxels, frames)": f"{_times(model['image_size'])}, {model['num_frames']}",
         "Patch (voxels, frames)": _times(model["patch_size"]),
         "Width of the first stage": model["embed_dim"],
+        "Patches that are computed": "those that hold a voxel of the mask" if model.get("brain_tokens") else "all",
         "Blocks by stage": ", ".join(map(str, model["depths"])),
         "Windows (first stage, others)": f"{_times(model['first_window_size'])}, {_times(model['window_size'])}",
         "Feature vector": model["embed_dim"] * model["channel_multiplier"] ** (len(model["depths"]) - 1),

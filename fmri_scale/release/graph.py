@@ -55,9 +55,14 @@ def export_graph(model: Pretrained, path: str | Path, overwrite: bool = False) -
 
     Raises
     ------
-    CheckpointError : the file cannot be written, or the graph computes something else than the model.
+    CheckpointError : the file cannot be written, the graph computes something else than the model, or the model
+        computes patches of the brain alone.
     """
     path = Path(path)
+    if model.config.brain_tokens:
+        raise CheckpointError(
+            f"{model.path}: computes the brain's patches alone (brain_tokens), which no graph records yet"
+        )
     if path.suffix != ".pt2" or not path.parent.is_dir() or path.is_dir():
         raise CheckpointError(f"{path}: expected a file name that ends in .pt2, in a folder that is there")
     if path.exists() and not overwrite:
@@ -113,6 +118,7 @@ def plain_conv_silu(
     window: Sequence[int],
     shift: Sequence[int],
     backend: str,
+    table: None = None,
 ) -> Tensor:
     """`fmri_scale::conv_silu` in torch's own operators."""
     order = _order(grid, window, shift)
@@ -138,6 +144,7 @@ def plain_scan(
     shift: Sequence[int],
     reverse: bool,
     backend: str,
+    table: None = None,
 ) -> Tensor:
     """`fmri_scale::scan` in torch's own operators, a window cut into pieces that are walked side by side.
 

@@ -13,6 +13,7 @@ import torch
 
 from fmri_scale.config import LossConfig, MaskConfig, ModelConfig
 from fmri_scale.config.check import check_model
+from fmri_scale.data import reduced_mask
 from fmri_scale.errors import CheckpointError, ConfigError
 from fmri_scale.models import MaskedAutoencoder
 from fmri_scale.release import checksums, layout
@@ -76,6 +77,8 @@ def open_release(folder: Path) -> Pretrained:
     load_weights(folder / layout.WEIGHTS, model.model)
     model.preprocessing = read_preprocessing(folder)
     model.mask = _mask(folder, model.preprocessing)
+    if config.brain_tokens:
+        model.model.set_brain(reduced_mask(torch.from_numpy(model.mask), config.image_size))
     model.mask_config = masking
     if isinstance(model.model, MaskedAutoencoder) and "loss" in content:  # releases of earlier versions have none
         model.model.loss = _fields(LossConfig, folder, content, "loss")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fmri_scale.config import MaskConfig, ModelConfig
 from fmri_scale.data import reduced_mask
 from fmri_scale.errors import CheckpointError
-from fmri_scale.models import Backbone, MaskedAutoencoder, draw_mask
+from fmri_scale.models import Anatomy, Backbone, MaskedAutoencoder, draw_mask
 from fmri_scale.release.preprocessing import Preprocessing
 
 
@@ -27,7 +27,7 @@ class Reconstruction(NamedTuple):
 
     Attributes
     ----------
-    volume : the model's prediction of every voxel `[B, C, X, Y, Z, T]`.
+    volume : the model's prediction of every voxel `[B, C, X, Y, Z, T]`; with `brain_tokens` 0 in patches without brain.
     hidden : bool `[B, X, Y, Z, T]`, the voxels it did not see.
     """
 
@@ -41,6 +41,10 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.backbone = Backbone(config)
+
+    def set_brain(self, brain_XYZ: Tensor) -> None:
+        """Say which voxels are brain, see `Backbone.set_brain`."""
+        self.backbone.set_brain(brain_XYZ)
 
 
 class Pretrained(nn.Module):
@@ -60,7 +64,8 @@ class Pretrained(nn.Module):
         super().__init__()
         self.config = config
         self.contents = contents
-        self.model: nn.Module = MaskedAutoencoder(config) if contents == "autoencoder" else Encoder(config)
+        self.model: MaskedAutoencoder | Encoder
+        self.model = MaskedAutoencoder(config) if contents == "autoencoder" else Encoder(config)
         self.preprocessing: Preprocessing
         self.mask: np.ndarray
         self.mask_config = MaskConfig()
@@ -71,9 +76,7 @@ class Pretrained(nn.Module):
     @property
     def backbone(self) -> Backbone:
         """The encoder, for fine-tuning."""
-        backbone = self.model.backbone
-        assert isinstance(backbone, Backbone)
-        return backbone
+        return self.model.backbone
 
     @property
     def width(self) -> int:
@@ -86,7 +89,10 @@ class Pretrained(nn.Module):
         return next(self.parameters()).device
 
     def forward(self, volume_BCXYZT: Tensor) -> Tensor:
-        """Return the latent map `[B, E, D, H, W, T]` of normalised clips."""
+        """Return the latent map `[B, E, D, H, W, T]` of normalised clips.
+
+        Of a model with `brain_tokens` it is `[B, E, M, 1, 1, T]`: patches that hold no voxel of the mask have none.
+        """
         return self.backbone(volume_BCXYZT)
 
     def features(self, volume_BCXYZT: Tensor) -> Tensor:
@@ -113,10 +119,12 @@ class Pretrained(nn.Module):
         # Regions need their atlas, which is not part of a release; single tokens are hidden in place of them.
         strategy = trained.strategy if trained.strategy in ("window", "tube") else "token"
         share = ratio or (trained.ratio if trained.ratio < 1 else 0.5)
-        wanted = MaskConfig(strategy=strategy, ratio=share, tube_len=trained.tube_len)
+        of = "brain" if self.config.brain_tokens else "units"
+        wanted = MaskConfig(strategy=strategy, ratio=share, tube_len=trained.tube_len, ratio_of=of)
         batch, frames = volume_BCXYZT.shape[0], volume_BCXYZT.shape[-1]
         clip_ids = torch.arange(batch, device=volume_BCXYZT.device)
-        mask = draw_mask(wanted, self.config, seed, 0, clip_ids, volume_BCXYZT.device, num_frames=frames)
+        where, anatomy = volume_BCXYZT.device, Anatomy(brain=model.computed) if self.config.brain_tokens else None
+        mask = draw_mask(wanted, self.config, seed, 0, clip_ids, where, anatomy, num_frames=frames)
         if trained.strategy in ("region", "group"):
             mask = mask._replace(strategy="region")  # the mask token that was trained
         brain = None

@@ -10,11 +10,12 @@ import torch.distributed as dist
 
 from fmri_scale.checkpoint import CheckpointDir, TrainingState, engine_files, read_config, reshard, restore
 from fmri_scale.config import Config, EngineConfig
-from fmri_scale.data import ClipStream
+from fmri_scale.data import ClipStream, reduced_mask
 from fmri_scale.errors import LaunchError
 from fmri_scale.log import get_logger
 from fmri_scale.models import MaskedAutoencoder, cost
 from fmri_scale.models.contrastive import ContrastiveAutoencoder
+from fmri_scale.models.shapes import encoder_stages
 from fmri_scale.training import rng
 from fmri_scale.training.compiled import compile_blocks
 from fmri_scale.training.dist import limit_waiting
@@ -40,6 +41,16 @@ def build_model(config: Config) -> MaskedAutoencoder:
     _refuse_what_sharding_loses(model)
     log.info("model: %s parameters", f"{cost(config.model).total.parameters:,}")
     return model
+
+
+def tell_brain(model: MaskedAutoencoder, corpora: Sequence[Corpus]) -> None:
+    """Say which voxels are brain, to a model that computes these alone (model.brain_tokens)."""
+    if not model.config.brain_tokens:
+        return
+    model.set_brain(reduced_mask(torch.from_numpy(corpora[0].mask), model.config.image_size))
+    computed, every = model.backbone.num_patches or [], encoder_stages(model.config)
+    share = [f"{count} of {stage.positions}" for count, stage in zip(computed, every, strict=True)]
+    log.info("model: computes the patches that hold brain, by stage %s", ", ".join(share))
 
 
 def build_engine(config: Config, model: MaskedAutoencoder, launch: Launch, device: torch.device) -> Any:

@@ -121,6 +121,7 @@ class Trainer:
         checkpoint = collective.on_rank_0(lambda: folder.find_checkpoint(config))
         rng.seed(config.seed, launch.rank, config.engine.deterministic)
         self.model = build.build_model(config)
+        build.tell_brain(self.model, self.corpora)
         state = build.check_checkpoint(checkpoint, config, self.model, launch.world_size) if checkpoint else None
         if begin and not state:
             begin(self.model)
@@ -137,7 +138,8 @@ class Trainer:
                 self.average.load(checkpoint, state)
         self.step = self.saved_step = state.step if state else 0
         self.bad_steps = BadSteps(self.run_dir, config.engine.max_bad_steps, **(state.guards if state else {}))
-        self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device)
+        patches = self.model.backbone.num_patches
+        self.speed = Speed(config.model, config.optim.global_batch, launch.world_size, device, patches)
         self.phases = Phases(device)
         self.phases.watch_reduction(self.engine)
         self.profiler = Profiler(self.run_dir, config.log.profile_steps, launch.rank, device)

@@ -5,6 +5,7 @@ out) over the peak of dense bf16 matrix products, whatever the run's precision; 
 """
 
 import resource
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +39,10 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16.items() if part in name), None)
 
 
-def least_seconds(model: ModelConfig, device: torch.device) -> float | None:
+def least_seconds(model: ModelConfig, device: torch.device, patches: Sequence[int] | None = None) -> float | None:
     """Return the least seconds of a clip's forward and backward pass on a device; None for CPUs and unknown GPUs."""
     known = full_rates(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    return None if known is None else least_clip_seconds(model, known)
+    return None if known is None else least_clip_seconds(model, known, patches)
 
 
 def peak_memory_gb(device: torch.device) -> float:
@@ -64,14 +65,21 @@ def _peak_resident() -> int:
 
 
 class Speed:
-    """Adds up steps between two rows of the log."""
+    """Adds up steps between two rows of the log; `patches` are those that are computed of each stage, None: all."""
 
-    def __init__(self, model: ModelConfig, global_batch: int, world_size: int, device: torch.device) -> None:
-        total = cost(replace(model, checkpoint_blocks=False)).total
+    def __init__(
+        self,
+        model: ModelConfig,
+        global_batch: int,
+        world_size: int,
+        device: torch.device,
+        patches: Sequence[int] | None = None,
+    ) -> None:
+        total = cost(replace(model, checkpoint_blocks=False), patches=patches).total
         self._flops = total.forward_flops + total.backward_flops
         self._frames, self._clips, self._world_size = model.num_frames, global_batch, world_size
         self._device, self._peak = device, peak_flops(device)
-        self._least_s = least_seconds(model, device)
+        self._least_s = least_seconds(model, device, patches)
         self._reset()
 
     def add(self, seconds: float, wait_s: float) -> None:

@@ -8,6 +8,7 @@ kernels at all widths for all architectures are in benchmarks/static.py; here ar
 
 import importlib.metadata
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 pytest.importorskip("triton")
 
 from fmri_scale.kernels import Windows, aot
+from fmri_scale.kernels.cases import STAGES, listed_windows
 from fmri_scale.kernels.conv import triton as conv
 from fmri_scale.kernels.launches import launches, slots
 from fmri_scale.kernels.project import triton as project
 from fmri_scale.kernels.scan import triton as scan
 from fmri_scale.kernels.select import triton as select
+from fmri_scale.kernels.strd import triton as strd
 
 WINDOWS = Windows((8, 8, 8, 20), (4, 4, 4, 4), (2, 2, 2, 2))
 OLDER = tuple(int(n) for n in importlib.metadata.version("triton").split(".")[:2]) < (3, 9)
@@ -130,6 +133,32 @@ def test_scan_compiles_for_odd_shapes(options):
         scan.forward(*arguments)
         scan.backward(dt, *arguments)
     assert len(found) == 2
+    for entry in found:
+        check(entry)
+
+
+LISTED_STAGES = [replace(stage, windows=listed_windows(stage.windows, 0.5)) for stage in STAGES]
+
+
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_windows_of_listed_patches_compile_within_the_same_budgets(arch, monkeypatch):
+    monkeypatch.setattr("fmri_scale.kernels.launches.STAGES", LISTED_STAGES)
+    wide = [stage.name for stage in STAGES] if arch == "sm_90" else ["s1", "s4"]
+    for op in ("scan", "conv"):
+        for entry, launch in compile_launches(arch, op, wide):
+            whole = LISTED_STAGES[int(launch.stage[1]) - 1].windows
+            full = whole.num_windows * whole.length / whole.num_tokens  # counted as if every window were full
+            spent = slots(entry, launch)[1] * 72 / launch.width / full
+            if launch.stage == "s1":
+                budget = BUDGETS[entry.name.removesuffix("_kernel")][arch]
+                assert spent <= 1.05 * budget * SLACK, f"{entry.name} on {arch}: {spent:.1f} instructions a token"
+
+
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_scores_of_windows_with_missing_tokens_compile(arch):
+    with aot.compiled(arch) as found:
+        for width in (36, 288):
+            strd.scores(meta(8, 256, width), (4, 4, 4, 4), 5, 5, meta(8, 256, dtype=torch.bool))
     for entry in found:
         check(entry)
 

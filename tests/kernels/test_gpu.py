@@ -17,7 +17,7 @@ import dataclasses
 import pytest
 import torch
 
-from fmri_scale.kernels.cases import STAGES
+from fmri_scale.kernels.cases import STAGES, listed_windows
 from fmri_scale.kernels.conv import cases as conv_cases
 from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.embed import cases as clip_cases
@@ -63,8 +63,14 @@ STAGE = {
     "embed": [dataclasses.replace(clip_cases.base_case(2), image=(48, 48, 48))],
     "loss": [dataclasses.replace(clip_cases.base_case(2), image=(48, 48, 48))],
 }
-EVERY = [(name, case) for name in SMALL for case in SMALL[name] + STAGE[name]]
-FIRST = [(name, STAGE[name][0]) for name in STAGE]
+LISTED = [
+    (name, dataclasses.replace(case, windows=listed_windows(case.windows, 0.4, seed)))
+    for name in ("scan", "conv")
+    for seed, case in enumerate(SMALL[name] + STAGE[name])
+]
+"The same over windows of which two patches in five are there."
+EVERY = [(name, case) for name in SMALL for case in SMALL[name] + STAGE[name]] + LISTED
+FIRST = [(name, STAGE[name][0]) for name in STAGE] + LISTED[-1:]
 MAKE = {
     "scan": scan_cases.make_inputs,
     "conv": conv_cases.make_inputs,
@@ -86,10 +92,13 @@ def inputs_of(name, case, dtype, device):
 def forward(name, case, inputs):
     """Output of an operation."""
     values = list(inputs.values())
-    if name == "scan":
-        return scan(*values[:6], case.windows, values[6], case.reverse)
-    if name == "conv":
-        return conv_silu(*values[:3], case.windows, values[3])
+    if name in ("scan", "conv"):
+        windows, table = case.windows, case.windows.table
+        if table is not None:
+            windows = dataclasses.replace(windows, listed=table.to(values[0].device))
+        if name == "scan":
+            return scan(*values[:6], windows, values[6], case.reverse)
+        return conv_silu(*values[:3], windows, values[3])
     if name in ("project", "select"):
         return torch.cat({"project": norm_project, "select": select}[name](*values), -1)
     if name == "gate":

@@ -10,7 +10,16 @@ from fmri_scale.config import load_config
 from fmri_scale.data import ClipStream, open_corpora
 from fmri_scale.errors import ConfigError
 from fmri_scale.models import cost
-from fmri_scale.training.estimate import checkpoint_bytes, communication, devices, estimate, job, memory, speed
+from fmri_scale.training.estimate import (
+    checkpoint_bytes,
+    communication,
+    devices,
+    estimate,
+    job,
+    memory,
+    patches,
+    speed,
+)
 from tests.helpers.tiny_training import arguments, write_tiny_corpus
 
 H100 = devices.GPUS["h100"]
@@ -42,6 +51,19 @@ def test_scan_elements_agree_with_the_cost_of_the_model():
     tokens = speed.scan_elements(model) // (model.expand * model.state_dim)
     blocks = {36: 4 * 81920, 72: 4 * 10240, 144: 12 * 1280, 288: 2 * 160}  # tokens of all blocks, by width
     assert tokens == sum(width * count for width, count in blocks.items())
+
+
+def test_brain_tokens_save_what_is_not_computed():
+    many = "optim.micro_batch=16"  # fewer clips wait for the host to start kernels
+    whole, brain = base(many), base(many, "model.brain_tokens=true", "mask.ratio_of=brain")
+    assert patches.computed_patches(whole.model) is None
+    assert patches.computed_patches(brain.model) == [1692, 281, 58, 8]
+    every, some = (estimate(config, 1, 1, H100) for config in (whole, brain))
+    assert some.tokens_per_step == every.tokens_per_step * 1692 // 4096
+    assert 0.4 < some.step_flops / every.step_flops < 0.6
+    assert some.compute_s < 0.7 * every.compute_s
+    assert some.memory.activations < 0.6 * every.memory.activations
+    assert some.parameters == every.parameters
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])

@@ -12,6 +12,7 @@ from fmri_scale.kernels.clips import CodedClips, brain_values
 from fmri_scale.kernels.loss import hidden_values
 from fmri_scale.models import MaskedAutoencoder, TokenMask
 from fmri_scale.models.masking import draw_mask
+from fmri_scale.training.build import tell_brain
 from fmri_scale.training.objective import ClipInput, Objective
 from tests.helpers.corpora import Segment, write_corpus
 
@@ -54,6 +55,7 @@ def first_batch(config: Config) -> tuple[ClipInput, ClipBatch]:
 def loss_and_gradients(config: Config, arguments: tuple, bf16: bool = False):
     """Of the first weights, but for mask tokens that are not zero."""
     model = MaskedAutoencoder(config.model, seed=3)
+    tell_brain(model, open_corpora(config.data))
     with torch.no_grad():
         for number, parameter in enumerate(model.mask_tokens.parameters()):
             parameter.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(number))
@@ -78,6 +80,21 @@ def test_codes_and_volumes_have_equal_loss_and_gradients(corpus, normalisation, 
     for name, fraction in exact[0].metrics.items():
         torch.testing.assert_close(coded[0].metrics[name], fraction)
     assert distance(coded[0].latent, exact[0].latent) < 1e-6
+    for name, gradient in exact[1].items():
+        assert distance(coded[1][name], gradient) < 1e-5, name
+
+
+@pytest.mark.parametrize("loss_on", ["brain", "all"])
+def test_codes_of_the_brains_patches_are_scored_like_their_volumes(corpus, loss_on):
+    changes = {"model__brain_tokens": True, "mask__ratio_of": "brain", "mask__loss_on": loss_on}
+    config = configured(corpus, **changes)
+    prepare, batch = first_batch(config)
+    coded, exact = (loss_and_gradients(config, make(batch)) for make in (prepare, prepare.volumes))
+    assert coded[0].latent.shape[2:4] == (1, 1)
+    assert coded[0].latent.shape[1] < 2 * 3 * 2
+    assert coded[0].loss.item() == pytest.approx(exact[0].loss.item(), rel=1e-6)
+    assert coded[0].metrics["masked_fraction"].item() == pytest.approx(0.5, abs=0.01)
+    torch.testing.assert_close(coded[0].metrics, exact[0].metrics)
     for name, gradient in exact[1].items():
         assert distance(coded[1][name], gradient) < 1e-5, name
 

@@ -56,4 +56,4 @@ def conv_silu(
     if prefix_KE is not None and tuple(prefix_KE.shape) != (weight_EK.shape[1] - 1, width):
         raise ValueError(f"prefix is {tuple(prefix_KE.shape)}: expected {(weight_EK.shape[1] - 1, width)}")
     geometry = (list(windows.grid), list(windows.window), list(windows.shift))
-    return conv_silu_op(x_BNE, weight_EK, bias_E, prefix_KE, *geometry, backend)
+    return conv_silu_op(x_BNE, weight_EK, bias_E, prefix_KE, *geometry, backend, windows.table)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fmri_scale.kernels.threads import blocks_of, run_blocks
-from fmri_scale.kernels.windows import Windows, token_rows
+from fmri_scale.kernels.windows import Visits, Windows
 
 BLOCK_ELEMENTS = 1 << 18
 "Values of a block (1 MB in float32)."
@@ -27,13 +27,13 @@ def forward(
     """Return y (B, N, E) in the dtype of x."""
     conv = _Conv(x_BNE, weight_EK, bias_E, windows, prefix_KE)
     y_BNE = torch.empty(x_BNE.shape, dtype=x_BNE.dtype)
-    x, y = x_BNE.flatten(0, 1), y_BNE.flatten(0, 1)
+    x, y, visits = x_BNE.flatten(0, 1), y_BNE.flatten(0, 1), Visits(windows, x_BNE.shape[0])
 
     def work(blocks: Iterator[range]) -> None:
         for block in blocks:
-            index = token_rows(windows, block).flatten()
-            pre = conv.pre_activation(conv.rows(x, index, len(block)))
-            y.index_copy_(0, index, F.silu(pre, inplace=True).view(-1, conv.E).to(y.dtype))
+            rows = visits(block)
+            pre = conv.pre_activation(conv.rows(x, rows.at, len(block)))
+            rows.write(y, F.silu(pre, inplace=True).view(-1, conv.E).to(y.dtype))
 
     run_blocks(work, conv.blocks)
     return y_BNE
@@ -54,21 +54,23 @@ def backward(
     K, E = conv.taps.shape
     d_taps, d_prefix = (torch.empty(len(conv.blocks), n, E, dtype=conv.dtype) for n in (K, K - 1))
     d_bias = torch.empty(len(conv.blocks), E, dtype=conv.dtype)
+    visits = Visits(windows, x_BNE.shape[0])
 
     def work(blocks: Iterator[range]) -> None:
         for block in blocks:
             number, w = block.start // conv.w, len(block)
-            index = token_rows(windows, block).flatten()
-            rows = conv.rows(x, index, w)
-            upstream = dy.index_select(0, index).to(conv.dtype).view(conv.L, w, E)
+            visited = visits(block)
+            rows = conv.rows(x, visited.at, w)
+            L = len(visited.at) // w
+            upstream = visited.clear(dy.index_select(0, visited.at)).to(conv.dtype).view(L, w, E)
             d_pre = torch.ops.aten.silu_backward(upstream, conv.pre_activation(rows))
             d_rows = torch.zeros_like(rows)
             for k in range(K):
-                d_rows[k : k + conv.L].addcmul_(d_pre, conv.taps[k])
-                d_taps[number, k] = (rows[k : k + conv.L] * d_pre).sum((0, 1))
+                d_rows[k : k + L].addcmul_(d_pre, conv.taps[k])
+                d_taps[number, k] = (rows[k : k + L] * d_pre).sum((0, 1))
             d_bias[number] = d_pre.sum((0, 1))
             d_prefix[number] = d_rows[: K - 1].sum(1)
-            dx.index_copy_(0, index, d_rows[K - 1 :].reshape(-1, E).to(dx.dtype))
+            visited.write(dx, d_rows[K - 1 :].reshape(-1, E).to(dx.dtype))
 
     run_blocks(work, conv.blocks)
     prefix_dtype = x_BNE.dtype if prefix_KE is None else prefix_KE.dtype
@@ -88,21 +90,23 @@ class _Conv:
         self.taps = weight_EK.to(self.dtype).t().contiguous()
         self.bias = bias_E.to(self.dtype)
         self.prefix = None if prefix_KE is None else prefix_KE.to(self.dtype).unsqueeze(1)
-        self.L, self.E = windows.length, x_BNE.shape[2]
-        self.w = max(1, BLOCK_ELEMENTS // (self.L * self.E))
+        self.E = x_BNE.shape[2]
+        self.w = max(1, BLOCK_ELEMENTS // (windows.length * self.E))
         self.blocks = blocks_of(x_BNE.shape[0] * windows.num_windows, self.w)
 
     def rows(self, flat: torch.Tensor, index: torch.Tensor, w: int) -> torch.Tensor:
         """Gather w windows behind their prefix, (K - 1 + L, w, E)."""
         before = self.taps.shape[0] - 1
-        rows = torch.empty(before + self.L, w, self.E, dtype=self.dtype)
+        L = len(index) // w
+        rows = torch.empty(before + L, w, self.E, dtype=self.dtype)
         rows[:before] = 0.0 if self.prefix is None else self.prefix
-        rows[before:] = flat.index_select(0, index).view(self.L, w, self.E)
+        rows[before:] = flat.index_select(0, index).view(L, w, self.E)
         return rows
 
     def pre_activation(self, rows: torch.Tensor) -> torch.Tensor:
         """Sum the taps, (L, w, E)."""
-        pre = torch.addcmul(self.bias, rows[: self.L], self.taps[0])
+        L = rows.shape[0] - self.taps.shape[0] + 1
+        pre = torch.addcmul(self.bias, rows[:L], self.taps[0])
         for k in range(1, self.taps.shape[0]):
-            pre.addcmul_(rows[k : k + self.L], self.taps[k])
+            pre.addcmul_(rows[k : k + L], self.taps[k])
         return pre

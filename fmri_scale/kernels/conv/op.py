@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fmri_scale.kernels.autodiff import contiguous
 from fmri_scale.kernels.backends import implementation
-from fmri_scale.kernels.windows import Windows
+from fmri_scale.kernels.windows import windows_of
 
 
 @torch.library.custom_op("fmri_scale::conv_silu", mutates_args=())
@@ -20,9 +20,10 @@ def conv_silu_op(
     window: Sequence[int],
     shift: Sequence[int],
     backend: str,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Run the forward pass on the backend that fits the device."""
-    windows = Windows(tuple(grid), tuple(window), tuple(shift))  # type: ignore[arg-type]
+    windows = windows_of(grid, window, shift, table)
     return implementation("conv", backend, x.device).forward(x, weight, bias, windows, prefix)
 
 
@@ -37,32 +38,34 @@ def conv_silu_backward_op(
     window: Sequence[int],
     shift: Sequence[int],
     backend: str,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and prefix (K - 1, E); the last is meaningless where prefix is None."""
-    windows = Windows(tuple(grid), tuple(window), tuple(shift))  # type: ignore[arg-type]
+    windows = windows_of(grid, window, shift, table)
     return contiguous(implementation("conv", backend, x.device).backward(dy, x, weight, bias, windows, prefix))
 
 
 @conv_silu_op.register_fake
-def _(x, weight, bias, prefix, grid, window, shift, backend):
+def _(x, weight, bias, prefix, grid, window, shift, backend, table=None):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @conv_silu_backward_op.register_fake
-def _(dy, x, weight, bias, prefix, grid, window, shift, backend):
+def _(dy, x, weight, bias, prefix, grid, window, shift, backend, table=None):
     before = x.new_empty(weight.shape[1] - 1, x.shape[2]) if prefix is None else prefix
     return tuple(torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x, weight, bias, before))
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.grid, ctx.window, ctx.shift, ctx.backend = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.grid, ctx.window, ctx.shift, ctx.backend, table = inputs
+    ctx.save_for_backward(*tensors, table)
 
 
 def _differentiate(ctx, dy):
-    tensors = ctx.saved_tensors
-    *grads, d_prefix = conv_silu_backward_op(dy.contiguous(), *tensors, ctx.grid, ctx.window, ctx.shift, ctx.backend)
-    return *grads, None if tensors[-1] is None else d_prefix, None, None, None, None
+    *tensors, table = ctx.saved_tensors
+    options = (ctx.grid, ctx.window, ctx.shift, ctx.backend, table)
+    *grads, d_prefix = conv_silu_backward_op(dy.contiguous(), *tensors, *options)
+    return *grads, None if tensors[-1] is None else d_prefix, *[None] * len(options)
 
 
 conv_silu_op.register_autograd(_differentiate, setup_context=_save)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fmri_scale.kernels.autodiff import gradients
-from fmri_scale.kernels.windows import Windows
+from fmri_scale.kernels.windows import Windows, scatter
 
 
 def forward(
@@ -25,8 +25,7 @@ def forward(
     before = x_BNE.new_zeros(taps - 1, width) if prefix_KE is None else prefix_KE
     rows = torch.cat([before.expand(rows.shape[0], -1, -1), rows], 1)
     y = F.silu(F.conv1d(rows.transpose(1, 2), weight_EK.unsqueeze(1), bias_E, groups=width).transpose(1, 2))
-    y = y.reshape(x_BNE.shape[0], -1, width)
-    return torch.empty_like(y).index_copy(1, order.flatten(), y)
+    return scatter(y, order, x_BNE)
 
 
 def backward(

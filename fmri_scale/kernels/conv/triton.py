@@ -5,7 +5,8 @@ together, so the last four inputs stay in registers. Backward recomputes the pre
 the end of each run (their gradient reaches back into it); the weights' gradients are summed per window in registers,
 then over windows in a fixed order.
 
-Up to 4 taps; fewer are padded with zeros in front, as is the prefix.
+Up to 4 taps; fewer are padded with zeros in front, as is the prefix. A window of listed patches has as many runs as a
+whole one, but shorter ones.
 
 Legend: E channels e; tiles are [RUNS, channels]; x3 is the input of the slot at hand, x0 the one three slots before.
 """
@@ -16,7 +17,7 @@ import triton.language as tl
 
 from fmri_scale.errors import ConfigError
 from fmri_scale.kernels import tuning
-from fmri_scale.kernels.jit import geometry, launch, rows_of, sigmoid, slot_token, window_origin
+from fmri_scale.kernels.jit import geometry, launch, num_rows, rows_of, sigmoid, slot_token, window_origin
 from fmri_scale.kernels.windows import Windows
 
 TAPS = 4
@@ -29,6 +30,7 @@ def conv_forward_kernel(
     bias_ptr,
     prefix_ptr,
     y_ptr,
+    table_ptr,
     E: tl.constexpr,
     ROW: tl.constexpr,
     MAIN: tl.constexpr,
@@ -39,22 +41,30 @@ def conv_forward_kernel(
     GRID: tl.constexpr,
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """y of one window (program axis 0) and MAIN + TAIL channels (axis 1); ROW is the row stride of x."""
-    origin = window_origin(tl.program_id(0), GRID, WINDOW)
+    origin = window_origin(tl.program_id(0), table_ptr, GRID, WINDOW, LISTED)
+    run = (num_rows(origin, WINDOW, LISTED) * WINDOW[3] + RUNS - 1) // RUNS if LISTED > 0 else RUN
     x_ptr += origin[4] * ROW
     y_ptr += origin[4] * E
     first = tl.program_id(1) * (MAIN + TAIL)
     for part in tl.static_range(2):
         if part == 0 or TAIL > 0:
             e = first + (tl.arange(0, MAIN) if part == 0 else MAIN + tl.arange(0, TAIL))
-            start = tl.arange(0, RUNS) * RUN
+            start = tl.arange(0, RUNS) * run
             w0, w1, w2, w3, bias = _weights(weight_ptr, bias_ptr, e, E)
-            x0 = _input(x_ptr, prefix_ptr, start - 3, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
-            x1 = _input(x_ptr, prefix_ptr, start - 2, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
-            x2 = _input(x_ptr, prefix_ptr, start - 1, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
-            for i in range(RUN):
-                token, inside = _token(start + i, origin, GRID, WINDOW, SHIFT)
+            x0 = _input(
+                x_ptr, prefix_ptr, start - 3, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
+            x1 = _input(
+                x_ptr, prefix_ptr, start - 2, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
+            x2 = _input(
+                x_ptr, prefix_ptr, start - 1, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
+            for i in range(run):
+                token, inside = _token(start + i, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
                 ok = inside[:, None] & (e < E)[None, :]
                 x3 = tl.load(x_ptr + token * ROW + e[None, :], mask=ok, other=0.0).to(tl.float32)
                 pre = x0 * w0 + x1 * w1 + x2 * w2 + x3 * w3 + bias
@@ -75,6 +85,7 @@ def conv_backward_kernel(
     dweight_ptr,
     dbias_ptr,
     dprefix_ptr,
+    table_ptr,
     E: tl.constexpr,
     ROW: tl.constexpr,
     MAIN: tl.constexpr,
@@ -85,9 +96,11 @@ def conv_backward_kernel(
     GRID: tl.constexpr,
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """dx of one window and MAIN + TAIL channels; its share of dweight (windows, 4, E), dbias and dprefix."""
-    origin = window_origin(tl.program_id(0), GRID, WINDOW)
+    origin = window_origin(tl.program_id(0), table_ptr, GRID, WINDOW, LISTED)
+    run = (num_rows(origin, WINDOW, LISTED) * WINDOW[3] + RUNS - 1) // RUNS if LISTED > 0 else RUN
     x_ptr += origin[4] * ROW
     dy_ptr += origin[4] * E
     dx_ptr += origin[4] * E
@@ -96,11 +109,17 @@ def conv_backward_kernel(
     for part in tl.static_range(2):
         if part == 0 or TAIL > 0:
             e = first + (tl.arange(0, MAIN) if part == 0 else MAIN + tl.arange(0, TAIL))
-            start = tl.arange(0, RUNS) * RUN
+            start = tl.arange(0, RUNS) * run
             w0, w1, w2, w3, bias = _weights(weight_ptr, bias_ptr, e, E)
-            x0 = _input(x_ptr, prefix_ptr, start - 3, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
-            x1 = _input(x_ptr, prefix_ptr, start - 2, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
-            x2 = _input(x_ptr, prefix_ptr, start - 1, e, origin, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT)
+            x0 = _input(
+                x_ptr, prefix_ptr, start - 3, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
+            x1 = _input(
+                x_ptr, prefix_ptr, start - 2, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
+            x2 = _input(
+                x_ptr, prefix_ptr, start - 1, e, origin, table_ptr, E, ROW, HAS_PREFIX, GRID, WINDOW, SHIFT, LISTED
+            )
             dx0 = tl.zeros_like(x0)  # gradient so far of the input that x0 holds, and so on
             dx1 = tl.zeros_like(x0)
             dx2 = tl.zeros_like(x0)
@@ -109,18 +128,18 @@ def conv_backward_kernel(
             dw2 = tl.zeros_like(x0)
             dw3 = tl.zeros_like(x0)
             db = tl.zeros_like(x0)
-            token0, inside0 = _token(start - 3, origin, GRID, WINDOW, SHIFT)
-            token1, inside1 = _token(start - 2, origin, GRID, WINDOW, SHIFT)
-            token2, inside2 = _token(start - 1, origin, GRID, WINDOW, SHIFT)
-            for i in range(RUN + 3):
-                token, inside = _token(start + i, origin, GRID, WINDOW, SHIFT)
+            token0, inside0 = _token(start - 3, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
+            token1, inside1 = _token(start - 2, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
+            token2, inside2 = _token(start - 1, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
+            for i in range(run + 3):
+                token, inside = _token(start + i, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
                 ok = inside[:, None] & (e < E)[None, :]
                 x3 = tl.load(x_ptr + token * ROW + e[None, :], mask=ok, other=0.0).to(tl.float32)
                 dy = tl.load(dy_ptr + token * E + e[None, :], mask=ok, other=0.0).to(tl.float32)
                 pre = x0 * w0 + x1 * w1 + x2 * w2 + x3 * w3 + bias
                 gate = sigmoid(pre)
                 dpre = dy * gate * (1.0 + pre * (1.0 - gate))
-                counted = tl.where(i < RUN, dpre, 0.0)
+                counted = tl.where(i < run, dpre, 0.0)
                 dw0 += counted * x0
                 dw1 += counted * x1
                 dw2 += counted * x2
@@ -165,10 +184,18 @@ def _weights(weight_ptr, bias_ptr, e, E: tl.constexpr):
 
 
 @triton.jit
-def _token(slot, origin, GRID: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+def _token(
+    slot,
+    origin,
+    table_ptr,
+    GRID: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
+):
     """Token of each slot inside its clip, [RUNS, 1], and which slots the window has, [RUNS]."""
-    inside = (slot >= 0) & (slot < WINDOW[0] * WINDOW[1] * WINDOW[2] * WINDOW[3])
-    return slot_token(tl.where(inside, slot, 0), origin, GRID, WINDOW, SHIFT)[:, None], inside
+    inside = (slot >= 0) & (slot < num_rows(origin, WINDOW, LISTED) * WINDOW[3])
+    return slot_token(tl.where(inside, slot, 0), origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)[:, None], inside
 
 
 @triton.jit
@@ -178,15 +205,17 @@ def _input(
     slot,
     e,
     origin,
+    table_ptr,
     E: tl.constexpr,
     ROW: tl.constexpr,
     HAS_PREFIX: tl.constexpr,
     GRID: tl.constexpr,
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Raw inputs of slots, [RUNS, channels] in float32; before slot 0 the prefix (3, E) or zeros."""
-    token, inside = _token(slot, origin, GRID, WINDOW, SHIFT)
+    token, inside = _token(slot, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
     ok = inside[:, None] & (e < E)[None, :]
     x = tl.load(x_ptr + token * ROW + e[None, :], mask=ok, other=0.0).to(tl.float32)
     if HAS_PREFIX:
@@ -201,7 +230,7 @@ def forward(x, weight, bias, windows: Windows, prefix) -> torch.Tensor:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     taps, before = _pad_taps(weight, prefix)
     grid, constants = _layout("conv_forward", x, windows, prefix)
-    launch(conv_forward_kernel, grid, x.device, x, taps, bias, before, y, **constants)
+    launch(conv_forward_kernel, grid, x.device, x, taps, bias, before, y, windows.table, **constants)
     return y
 
 
@@ -219,7 +248,19 @@ def backward(dy, x, weight, bias, windows: Windows, prefix) -> tuple[torch.Tenso
     taps, before = _pad_taps(weight, prefix)
     grid, constants = _layout("conv_backward", x, windows, prefix)
     outputs = (dx, dweight, dbias, dprefix)
-    launch(conv_backward_kernel, grid, x.device, dy.contiguous(), x, taps, bias, before, *outputs, **constants)
+    launch(
+        conv_backward_kernel,
+        grid,
+        x.device,
+        dy.contiguous(),
+        x,
+        taps,
+        bias,
+        before,
+        *outputs,
+        windows.table,
+        **constants,
+    )
     missing = TAPS - weight.shape[1]
     return (
         dx,

@@ -77,6 +77,7 @@ def scan(
         list(windows.shift),
         reverse,
         backend,
+        windows.table,
     )
 
 

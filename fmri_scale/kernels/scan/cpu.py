@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 
 from fmri_scale.kernels.threads import blocks_of, run_blocks
-from fmri_scale.kernels.windows import Windows, token_rows
+from fmri_scale.kernels.windows import Visits, Windows
 
 LOG2_E = math.log2(math.e)
 BLOCK_ELEMENTS = 1 << 20
@@ -44,19 +44,20 @@ def forward(
     A2, D, h0 = cut.parameters(A_ES, D_E, h0_ES)
     x, dt, Bs, Cs = (v.flatten(0, 1) for v in (x_BNE, dt_BNE, B_BNS, C_BNS))
     y_BNE = torch.empty(x_BNE.shape, dtype=x_BNE.dtype)
-    y = y_BNE.flatten(0, 1)
+    y, visits = y_BNE.flatten(0, 1), Visits(windows, x_BNE.shape[0], reverse)
 
     def work(blocks: Iterator[range]) -> None:
         states = _States(cut)
         for block in blocks:
-            rows = token_rows(windows, block, reverse).flatten()
+            visited = visits(block)
+            rows = visited.at
             B_rows, C_rows = cut.rows(Bs, rows), cut.rows(Cs, rows).unsqueeze(1)
             for tile in cut.tiles:
                 x_rows = cut.rows(x[:, tile], rows)
-                states.resize(len(block), x_rows.shape[1])
+                states.resize(len(rows) // len(block), len(block), x_rows.shape[1])
                 h = states.run(x_rows, cut.rows(dt[:, tile], rows), B_rows, A2[:, tile], h0[:, tile])
                 y_rows = torch.bmm(C_rows, h).squeeze(1).addcmul_(x_rows, D[tile])
-                y[:, tile].index_copy_(0, rows, y_rows.to(y.dtype))
+                visited.write(y[:, tile], y_rows.to(y.dtype))
 
     run_blocks(work, cut.blocks)
     return y_BNE
@@ -83,17 +84,20 @@ def backward(
     dx, ddt, dB, dC = (g.flatten(0, 1) for g in grads)
     dA, dh0 = (torch.empty(len(cut.blocks), cut.S, cut.E, dtype=cut.dtype) for _ in range(2))
     dD = torch.empty(len(cut.blocks), cut.E, dtype=cut.dtype)
+    visits = Visits(windows, x_BNE.shape[0], reverse)
 
     def work(blocks: Iterator[range]) -> None:
         states = _States(cut)
         for block in blocks:
             number = block.start // cut.w
-            rows = token_rows(windows, block, reverse).flatten()
+            visited = visits(block)
+            rows = visited.at
             B_rows, C_rows = cut.rows(Bs, rows), cut.rows(Cs, rows)
             dB_rows, dC_rows = torch.zeros_like(B_rows), torch.zeros_like(C_rows)
             for tile in cut.tiles:
                 x_rows, dt_rows, dy_rows = (cut.rows(v[:, tile], rows) for v in (x, dt, dy))
-                states.resize(len(block), x_rows.shape[1])
+                visited.clear(dy_rows)  # so nothing reaches back from behind a window's end
+                states.resize(len(rows) // len(block), len(block), x_rows.shape[1])
                 h = states.run(x_rows, dt_rows, B_rows, A2[:, tile], h0[:, tile])
                 dC_rows += _over_channels(dy_rows, h)
                 g = states.run_back(dy_rows, C_rows)
@@ -103,11 +107,11 @@ def backward(
                 d_decay, dA[number, :, tile], dh0[number, :, tile] = states.decay_gradients(
                     dt_rows, A[:, tile], h0[:, tile]
                 )
-                dx[:, tile].index_copy_(0, rows, dx_rows.to(dx.dtype))
-                ddt[:, tile].index_copy_(0, rows, d_decay.addcmul_(d_input, x_rows).to(ddt.dtype))
+                visited.write(dx[:, tile], dx_rows.to(dx.dtype))
+                visited.write(ddt[:, tile], d_decay.addcmul_(d_input, x_rows).to(ddt.dtype))
                 dD[number, tile] = (dy_rows * x_rows).sum(0)
-            dB.index_copy_(0, rows, dB_rows.to(dB.dtype))
-            dC.index_copy_(0, rows, dC_rows.to(dC.dtype))
+            visited.write(dB, dB_rows.to(dB.dtype))
+            visited.write(dC, dC_rows.to(dC.dtype))
 
     run_blocks(work, cut.blocks)
     h0_dtype = A_ES.dtype if h0_ES is None else h0_ES.dtype
@@ -149,14 +153,13 @@ class _States:
     def __init__(self, cut: _Cut) -> None:
         self.cut = cut
         self.memory = [torch.empty(cut.elements, dtype=cut.dtype) for _ in range(cut.buffers)]
-        self.shape = (0, 0)
+        self.shape = (0, 0, 0)
 
-    def resize(self, w: int, e: int) -> None:
-        """Look at the buffers as states of w windows and e channels; the views are remade only when these change."""
-        if self.shape == (w, e):
+    def resize(self, L: int, w: int, e: int) -> None:
+        """Look at the buffers as states of w windows of L tokens and e channels; views are remade when these change."""
+        if self.shape == (L, w, e):
             return
-        self.shape = (w, e)
-        L, S = self.cut.L, self.cut.S
+        self.shape, S = (L, w, e), self.cut.S
         whole = [m[: L * w * S * e].view(L, w, S, e) for m in self.memory]
         self.rows = [v.view(L * w, S, e) for v in whole]
         self.first = [v[0] for v in whole]

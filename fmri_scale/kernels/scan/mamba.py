@@ -49,8 +49,9 @@ class _Sequences:
             raise ConfigError(
                 "kernel backend mamba_ssm starts every window from zero: for prompts take triton or torch"
             )
-        order = windows.order(x.device)
-        self.order = order.flip(1) if reverse else order
+        if windows.table is not None:
+            raise ConfigError("kernel backend mamba_ssm scans windows of one length: take triton or torch")
+        self.order = windows.order(x.device, reverse)
         self.batch = x.shape[0]
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ Legend: B clips, N tokens, E channels, S states, W windows (of all clips), L tok
 import torch
 
 from fmri_scale.kernels.autodiff import gradients
-from fmri_scale.kernels.windows import Windows
+from fmri_scale.kernels.windows import Windows, scatter
 
 
 def forward(
@@ -25,8 +25,7 @@ def forward(
     reverse: bool = False,
 ) -> torch.Tensor:
     """Scan every window token by token; shapes and meaning as `fmri_scale.kernels.scan.scan`."""
-    order = windows.order(x_BNE.device)
-    order = order.flip(1) if reverse else order
+    order = windows.order(x_BNE.device, reverse)
     x, dt, Bs, Cs = (v[:, order].flatten(0, 1) for v in (x_BNE, dt_BNE, B_BNS, C_BNS))
     h = torch.zeros_like(A_ES) if h0_ES is None else h0_ES
     h = h.expand(x.shape[0], *A_ES.shape)
@@ -34,8 +33,7 @@ def forward(
     for t in range(windows.length):
         h = torch.exp(dt[:, t, :, None] * A_ES) * h + (dt[:, t] * x[:, t])[..., None] * Bs[:, t, None]
         steps.append((h * Cs[:, t, None]).sum(-1) + D_E * x[:, t])
-    y = torch.stack(steps, 1).view(x_BNE.shape[0], -1, x_BNE.shape[2])
-    return torch.empty_like(y).index_copy(1, order.flatten(), y)
+    return scatter(torch.stack(steps, 1), order, x_BNE)
 
 
 def backward(dy_BNE: torch.Tensor, *inputs) -> tuple[torch.Tensor, ...]:

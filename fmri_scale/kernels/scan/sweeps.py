@@ -13,7 +13,7 @@ Legend: E channels, S states; names in m belong to the main tile, in t to the ta
 import triton
 import triton.language as tl
 
-from fmri_scale.kernels.jit import LN_2, load, row_token, store, window_origin, wrap
+from fmri_scale.kernels.jit import LN_2, load, num_rows, row_token, store, window_origin, wrap
 from fmri_scale.kernels.scan.tiles import channels, parameters
 
 
@@ -35,7 +35,8 @@ def scan_backward_kernel(
     dc_ptr,
     dd_ptr,
     dh0_ptr,
-    num_rows,
+    table_ptr,
+    num_tokens,
     E: tl.constexpr,
     S: tl.constexpr,
     ROWS: tl.constexpr,
@@ -47,14 +48,15 @@ def scan_backward_kernel(
     GRID: tl.constexpr,
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """All gradients of one window (program axis 0) and MAIN + TAIL channels (axis 1).
 
-    dx and ddt are complete; db and dc have one layer of `num_rows` tokens a channel tile; da, dd and dh0 one slice a
+    dx and ddt are complete; db and dc have one layer of `num_tokens` tokens a channel tile; da, dd and dh0 one slice a
     window. p is float32 scratch (tokens, E).
     """
     MASKED: tl.constexpr = E % (MAIN + TAIL) != 0
-    origin = window_origin(tl.program_id(0), GRID, WINDOW)
+    origin = window_origin(tl.program_id(0), table_ptr, GRID, WINDOW, LISTED)
     base = origin[4]
     first = tl.program_id(1) * (MAIN + TAIL)
     x_ptr += base * ROWS[0] + first
@@ -65,7 +67,7 @@ def scan_backward_kernel(
     p_ptr += base * E + first
     dx_ptr += base * E + first
     ddt_ptr += base * E + first
-    layer = (tl.program_id(1).to(tl.int64) * num_rows + base) * S
+    layer = (tl.program_id(1).to(tl.int64) * num_tokens + base) * S
     db_ptr += layer
     dc_ptr += layer
 
@@ -85,10 +87,10 @@ def scan_backward_kernel(
         timet = tl.zeros_like(skipt)
 
     GROUPS: tl.constexpr = WINDOW[3] // UNROLL
-    STEPS: tl.constexpr = WINDOW[0] * WINDOW[1] * WINDOW[2] * GROUPS
-    for i in range(STEPS):
-        step = STEPS - 1 - i if REVERSE else i
-        row = row_token(step // GROUPS, origin, GRID, WINDOW, SHIFT)
+    steps = num_rows(origin, WINDOW, LISTED) * GROUPS
+    for i in range(steps):
+        step = steps - 1 - i if REVERSE else i
+        row = row_token(step // GROUPS, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
         for j in tl.static_range(UNROLL):
             frame = step % GROUPS * UNROLL + (UNROLL - 1 - j if REVERSE else j)
             token = row + wrap(origin[3] + frame, GRID[3], SHIFT[3])
@@ -110,6 +112,10 @@ def scan_backward_kernel(
                 ddt += dyt * xt
                 dc = _join(dc, tl.sum(dct, 1))
             tl.store(dc_ptr + token * S + n, tl.sum(dc, 1).to(dc_ptr.dtype.element_ty))
+    if LISTED > 0:  # not held until the end, where a list leaves no register for it (sm_80)
+        _store_skip(dd_ptr, first, em, ddm, okm, E, MASKED)
+        if TAIL > 0:
+            _store_skip(dd_ptr, first, et, ddt, okt, E, MASKED)
     tl.debug_barrier()  # the sweep back reads p, which other threads of the warp wrote
 
     gm = tl.zeros_like(am)
@@ -117,9 +123,9 @@ def scan_backward_kernel(
     if TAIL > 0:
         gt = tl.zeros_like(at)
         totalt = tl.zeros_like(skipt)
-    for i in range(STEPS):
-        step = i if REVERSE else STEPS - 1 - i
-        row = row_token(step // GROUPS, origin, GRID, WINDOW, SHIFT)
+    for i in range(steps):
+        step = i if REVERSE else steps - 1 - i
+        row = row_token(step // GROUPS, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
         for j in tl.static_range(UNROLL):
             frame = step % GROUPS * UNROLL + (j if REVERSE else UNROLL - 1 - j)
             token = row + wrap(origin[3] + frame, GRID[3], SHIFT[3])
@@ -145,9 +151,9 @@ def scan_backward_kernel(
             tl.store(db_ptr + token * S + n, tl.sum(db, 1).to(db_ptr.dtype.element_ty))
 
     slice_ = tl.program_id(0).to(tl.int64) * E + first
-    _store_tile(da_ptr, dd_ptr, dh0_ptr, slice_, em, n, dam, ddm, gm, okm, S, MASKED, HAS_H0)
+    _store_tile(da_ptr, dd_ptr, dh0_ptr, slice_, em, n, dam, ddm, gm, okm, S, MASKED, HAS_H0, LISTED)
     if TAIL > 0:
-        _store_tile(da_ptr, dd_ptr, dh0_ptr, slice_, et, n, dat, ddt, gt, okt, S, MASKED, HAS_H0)
+        _store_tile(da_ptr, dd_ptr, dh0_ptr, slice_, et, n, dat, ddt, gt, okt, S, MASKED, HAS_H0, LISTED)
 
 
 @triton.jit
@@ -186,6 +192,12 @@ def _join(main, tail):
 
 
 @triton.jit
+def _store_skip(dd_ptr, first, e, dd, ok, E: tl.constexpr, MASKED: tl.constexpr):
+    """Write a window's share of the gradient of D."""
+    store(dd_ptr + tl.program_id(0).to(tl.int64) * E + first + e, dd, ok, MASKED)
+
+
+@triton.jit
 def _store_tile(
     da_ptr,
     dd_ptr,
@@ -200,10 +212,12 @@ def _store_tile(
     S: tl.constexpr,
     MASKED: tl.constexpr,
     HAS_H0: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Write a window's share of the parameters' gradients."""
     place = (slice_ + e)[None, :, :] * S + n[:, None, None]
     store(da_ptr + place, da, ok[None, :, :], MASKED)
-    store(dd_ptr + slice_ + e, dd, ok, MASKED)
+    if LISTED == 0:
+        store(dd_ptr + slice_ + e, dd, ok, MASKED)
     if HAS_H0:
         store(dh0_ptr + place, dh0, ok[None, :, :], MASKED)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from fmri_scale.kernels import tuning
-from fmri_scale.kernels.jit import geometry, launch, load, row_token, rows_of, store, window_origin, wrap
+from fmri_scale.kernels.jit import geometry, launch, load, num_rows, row_token, rows_of, store, window_origin, wrap
 from fmri_scale.kernels.scan.sweeps import scan_backward_kernel
 from fmri_scale.kernels.scan.tiles import channels, parameters
 from fmri_scale.kernels.windows import Windows
@@ -27,6 +27,7 @@ def scan_forward_kernel(
     d_ptr,
     h0_ptr,
     y_ptr,
+    table_ptr,
     E: tl.constexpr,
     S: tl.constexpr,
     ROWS: tl.constexpr,
@@ -38,10 +39,11 @@ def scan_forward_kernel(
     GRID: tl.constexpr,
     WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """y of one window (program axis 0) and MAIN + TAIL channels (axis 1); ROWS are the row strides of x, dt, B, C."""
     MASKED: tl.constexpr = E % (MAIN + TAIL) != 0
-    origin = window_origin(tl.program_id(0), GRID, WINDOW)
+    origin = window_origin(tl.program_id(0), table_ptr, GRID, WINDOW, LISTED)
     base = origin[4]
     first = tl.program_id(1) * (MAIN + TAIL)
     x_ptr += base * ROWS[0] + first
@@ -60,10 +62,10 @@ def scan_forward_kernel(
         at, dt, ht = parameters(a_ptr, d_ptr, h0_ptr, first, MAIN, n, E, S, TAIL, MASKED, HAS_H0)
 
     GROUPS: tl.constexpr = WINDOW[3] // UNROLL
-    STEPS: tl.constexpr = WINDOW[0] * WINDOW[1] * WINDOW[2] * GROUPS
-    for i in range(STEPS):
-        step = STEPS - 1 - i if REVERSE else i
-        row = row_token(step // GROUPS, origin, GRID, WINDOW, SHIFT)
+    steps = num_rows(origin, WINDOW, LISTED) * GROUPS
+    for i in range(steps):
+        step = steps - 1 - i if REVERSE else i
+        row = row_token(step // GROUPS, origin, table_ptr, GRID, WINDOW, SHIFT, LISTED)
         for j in tl.static_range(UNROLL):
             frame = step % GROUPS * UNROLL + (UNROLL - 1 - j if REVERSE else j)
             token = row + wrap(origin[3] + frame, GRID[3], SHIFT[3])
@@ -97,7 +99,7 @@ def forward(x, dt, A, B, C, D, windows: Windows, h0, reverse: bool) -> torch.Ten
         scan_forward_kernel,
         (batch * windows.num_windows, tile.programs),
         x.device,
-        *(x, dt, A.contiguous(), B, C, D, A if h0 is None else h0.contiguous(), y),
+        *(x, dt, A.contiguous(), B, C, D, A if h0 is None else h0.contiguous(), y, windows.table),
         **_constants(x, dt, A, B, C, windows, h0, reverse),
         **tile.constants,
     )
@@ -124,7 +126,7 @@ def backward(dy, x, dt, A, B, C, D, windows: Windows, h0, reverse: bool) -> tupl
         (count, tile.programs),
         x.device,
         *(dy.contiguous(), x, dt, A.contiguous(), B, C, D, A if h0 is None else h0.contiguous()),
-        *(p, dx, ddt, dA, dB, dC, dD, dh0, batch * tokens),
+        *(p, dx, ddt, dA, dB, dC, dD, dh0, windows.table, batch * tokens),
         **_constants(x, dt, A, B, C, windows, h0, reverse),
         **tile.constants,
     )

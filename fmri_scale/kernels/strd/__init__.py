@@ -9,7 +9,14 @@ from fmri_scale.kernels.windows import Axes
 __all__ = ["redundancy", "scores"]
 
 
-def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, backend: str = "auto") -> torch.Tensor:
+def scores(
+    h_WLC: torch.Tensor,
+    window: Axes,
+    l_spat: int = 5,
+    l_temp: int = 5,
+    backend: str = "auto",
+    real_WL: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Probability with which the published code drops each token of each window.
 
     Parameters
@@ -22,6 +29,9 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, 
         Edge of the spatial and temporal neighbourhood in tokens.
     backend : str
         `auto`, `torch` or `triton`; the Triton kernel keeps no L x L matrix in memory.
+    real_WL : Tensor, optional
+        bool `(windows, L)`, where there is a token: others are no part of any softmax and nobody's neighbours, and
+        their own scores mean nothing. None: everywhere.
 
     Returns
     -------
@@ -30,5 +40,7 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, 
     """
     if h_WLC.ndim != 3 or h_WLC.shape[1] != window[0] * window[1] * window[2] * window[3]:
         raise ValueError(f"h is {tuple(h_WLC.shape)}: expected (windows, {window} tokens, C)")
+    if real_WL is not None and real_WL.shape != h_WLC.shape[:2]:
+        raise ValueError(f"real is {tuple(real_WL.shape)}: expected {tuple(h_WLC.shape[:2])}")
     with torch.no_grad():
-        return strd_scores_op(h_WLC, list(window), l_spat, l_temp, backend)
+        return strd_scores_op(h_WLC, list(window), l_spat, l_temp, backend, real_WL)

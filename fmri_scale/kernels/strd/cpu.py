@@ -9,7 +9,10 @@ BLOCK_WINDOWS = 64
 "Windows whose L x L matrices exist at a time."
 
 
-def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int) -> torch.Tensor:
+def scores(
+    h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int, real_WL: torch.Tensor | None = None
+) -> torch.Tensor:
     """Shapes and meaning as `fmri_scale.kernels.strd.scores`."""
     parts = h_WLC.split(BLOCK_WINDOWS)
-    return torch.cat([reference.scores(part, window, l_spat, l_temp) for part in parts])
+    real = [None] * len(parts) if real_WL is None else real_WL.split(BLOCK_WINDOWS)
+    return torch.cat([reference.scores(p, window, l_spat, l_temp, r) for p, r in zip(parts, real, strict=True)])

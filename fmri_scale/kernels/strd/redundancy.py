@@ -17,7 +17,9 @@ BLOCK_WINDOWS = 128
 
 
 @torch.no_grad()
-def redundancy(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5) -> torch.Tensor:
+def redundancy(
+    h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int = 5, real_WL: torch.Tensor | None = None
+) -> torch.Tensor:
     """Redundancy of each token of each window.
 
     Parameters
@@ -28,6 +30,8 @@ def redundancy(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int =
         Tokens of a window per axis; their product is L.
     l_spat, l_temp : int
         Edge of the spatial and temporal neighbourhood in tokens, as of `scores`.
+    real_WL : Tensor, optional
+        bool `(windows, L)`, where there is a token; the others, which are zeros, are nobody's neighbours.
 
     Returns
     -------
@@ -37,16 +41,24 @@ def redundancy(h_WLC: torch.Tensor, window: Axes, l_spat: int = 5, l_temp: int =
     if h_WLC.ndim != 3 or h_WLC.shape[1] != window[0] * window[1] * window[2] * window[3]:
         raise ValueError(f"h is {tuple(h_WLC.shape)}: expected (windows, {window} tokens, C)")
     near = _near(window, l_spat, l_temp, h_WLC.device)
-    return torch.cat([_block(part, window, *near) for part in h_WLC.split(BLOCK_WINDOWS)])
+    parts = h_WLC.split(BLOCK_WINDOWS)
+    real = [None] * len(parts) if real_WL is None else real_WL.split(BLOCK_WINDOWS)
+    return torch.cat([_block(p, window, *near, r) for p, r in zip(parts, real, strict=True)])
 
 
-def _block(h_WLC: torch.Tensor, window: Axes, near_SS: torch.Tensor, near_TT: torch.Tensor) -> torch.Tensor:
+def _block(
+    h_WLC: torch.Tensor, window: Axes, near_SS: torch.Tensor, near_TT: torch.Tensor, real_WL: torch.Tensor | None
+) -> torch.Tensor:
     windows, length, width = h_WLC.shape
     frames = window[3]
     unit_WSTC = torch.nn.functional.normalize(h_WLC.float(), dim=-1).view(windows, length // frames, frames, width)
     space_WTS = _explained(unit_WSTC.transpose(1, 2), near_SS)
     time_WST = _explained(unit_WSTC, near_TT)
-    kinds = near_SS.any(1).view(1, -1, 1).float() + near_TT.any(1).view(1, 1, -1).float()
+    in_space, in_time = near_SS.any(1).view(1, -1, 1), near_TT.any(1).view(1, 1, -1)
+    if real_WL is not None:  # a patch is there in all frames or in none, so time has the neighbours that it always has
+        there_WS = real_WL.view(windows, length // frames, frames)[:, :, 0]
+        in_space = (near_SS & there_WS.unsqueeze(1)).any(2).unsqueeze(2)
+    kinds = in_space.float() + in_time.float()
     return ((space_WTS.transpose(1, 2) + time_WST) / kinds.clamp(min=1)).flatten(1)
 
 

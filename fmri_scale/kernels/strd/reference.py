@@ -16,10 +16,16 @@ EPS = 1e-8
 "The published guard of the two denominators."
 
 
-def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int) -> torch.Tensor:
+def scores(
+    h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int, real_WL: torch.Tensor | None = None
+) -> torch.Tensor:
     """Shapes and meaning as `fmri_scale.kernels.strd.scores`."""
     spatial, temporal = neighbourhoods(window, l_spat, l_temp, h_WLC.device)
-    attention = torch.softmax(h_WLC @ h_WLC.transpose(1, 2) * h_WLC.shape[2] ** -0.5, dim=-1)
+    logits = h_WLC @ h_WLC.transpose(1, 2) * h_WLC.shape[2] ** -0.5
+    if real_WL is not None:
+        logits = logits.masked_fill(~real_WL.unsqueeze(1), -torch.inf)
+        spatial, temporal = (near & real_WL.unsqueeze(1) for near in (spatial, temporal))
+    attention = torch.softmax(logits, dim=-1)
     f_spat, s_spat, n_spat = _inside(attention, spatial)
     f_temp, s_temp, n_temp = _inside(attention, temporal)
     by_space = f_temp * (n_spat > 0) / (s_spat + EPS)

@@ -25,8 +25,10 @@ ROWS, COLUMNS, CHANNELS = 32, 32, 32
 def strd_kernel(
     h_ptr,
     score_ptr,
+    real_ptr,
     C: tl.constexpr,
     WINDOW: tl.constexpr,
+    LISTED: tl.constexpr,
     REACH_SPACE: tl.constexpr,
     REACH_TIME: tl.constexpr,
     SCALE: tl.constexpr,
@@ -38,8 +40,11 @@ def strd_kernel(
     """Scores of ROWS tokens (program axis 1) of a window (axis 0); SCALE takes products to exponents of two."""
     L: tl.constexpr = WINDOW[0] * WINDOW[1] * WINDOW[2] * WINDOW[3]
     h_ptr += tl.program_id(0).to(tl.int64) * L * C
+    if LISTED:
+        real_ptr += tl.program_id(0).to(tl.int64) * L
     i = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    top = tl.full([ROWS], -float("inf"), tl.float32)
+    # finite where the first columns may all be missing: -inf less -inf is no number
+    top = tl.full([ROWS], -1e38 if LISTED else -float("inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     top_space = tl.full([ROWS], -float("inf"), tl.float32)
     top_time = tl.full([ROWS], -float("inf"), tl.float32)
@@ -49,8 +54,8 @@ def strd_kernel(
     num_time = tl.zeros([ROWS], tl.float32)
     for first in range(0, L, COLUMNS):
         j = first + tl.arange(0, COLUMNS)
-        logit = _logits(h_ptr, i, j, C, L, SCALE, CHANNELS, ROWS, COLUMNS)
-        space, time = _near(i, j, WINDOW, REACH_SPACE, REACH_TIME)
+        logit = _logits(h_ptr, real_ptr, i, j, C, L, LISTED, SCALE, CHANNELS, ROWS, COLUMNS)
+        space, time = _near(i, j, real_ptr, WINDOW, LISTED, REACH_SPACE, REACH_TIME)
         higher = tl.maximum(top, tl.max(logit, 1))
         shrink = tl.exp2(top - higher)
         weight = tl.exp2(logit - higher[:, None])
@@ -68,7 +73,7 @@ def strd_kernel(
     score = tl.zeros([ROWS], tl.float32)
     for first in range(0, L, COLUMNS):
         j = first + tl.arange(0, COLUMNS)
-        logit = _logits(h_ptr, i, j, C, L, SCALE, CHANNELS, ROWS, COLUMNS)
+        logit = _logits(h_ptr, real_ptr, i, j, C, L, LISTED, SCALE, CHANNELS, ROWS, COLUMNS)
         attention = tl.exp2(logit - top[:, None]) / total[:, None]
         score += tl.sum(tl.minimum(factor[:, None] * attention, 1.0), 1)
     score = tl.minimum(score / tl.maximum(num_space + num_time, 1.0), 1.0)
@@ -78,27 +83,46 @@ def strd_kernel(
 @triton.jit
 def _logits(
     h_ptr,
+    real_ptr,
     i,
     j,
     C: tl.constexpr,
     L: tl.constexpr,
+    LISTED: tl.constexpr,
     SCALE: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Exponents (of two) of the attention of rows i to columns j, [ROWS, COLUMNS], -inf behind the window's end."""
+    """Exponents (of two) of the attention of rows i to columns j, [ROWS, COLUMNS], -inf where there is no token."""
     sums = tl.zeros([ROWS, COLUMNS], tl.float32)
     for first in range(0, C, CHANNELS):
         c = first + tl.arange(0, CHANNELS)
         rows = tl.load(h_ptr + i[:, None] * C + c[None, :], mask=(i < L)[:, None] & (c < C)[None, :], other=0.0)
         columns = tl.load(h_ptr + j[None, :] * C + c[:, None], mask=(j < L)[None, :] & (c < C)[:, None], other=0.0)
         sums = tl.dot(rows, columns, sums, input_precision="ieee")
-    return tl.where((j < L)[None, :], sums * SCALE, -float("inf"))
+    return tl.where(_there(j, real_ptr, L, LISTED)[None, :], sums * SCALE, -float("inf"))
 
 
 @triton.jit
-def _near(i, j, WINDOW: tl.constexpr, REACH_SPACE: tl.constexpr, REACH_TIME: tl.constexpr):
+def _there(j, real_ptr, L: tl.constexpr, LISTED: tl.constexpr):
+    """Which places j have a token."""
+    if LISTED:
+        return tl.load(real_ptr + j, mask=j < L, other=0) != 0
+    else:
+        return j < L
+
+
+@triton.jit
+def _near(
+    i,
+    j,
+    real_ptr,
+    WINDOW: tl.constexpr,
+    LISTED: tl.constexpr,
+    REACH_SPACE: tl.constexpr,
+    REACH_TIME: tl.constexpr,
+):
     """Which columns j are spatial and which are temporal neighbours of rows i, [ROWS, COLUMNS] each."""
     t = tl.abs((i % WINDOW[3])[:, None] - (j % WINDOW[3])[None, :])
     w = tl.abs((i // WINDOW[3] % WINDOW[2])[:, None] - (j // WINDOW[3] % WINDOW[2])[None, :])
@@ -108,14 +132,16 @@ def _near(i, j, WINDOW: tl.constexpr, REACH_SPACE: tl.constexpr, REACH_TIME: tl.
     d = tl.abs(
         (i // (WINDOW[3] * WINDOW[2] * WINDOW[1]))[:, None] - (j // (WINDOW[3] * WINDOW[2] * WINDOW[1]))[None, :]
     )
-    inside = (j < WINDOW[0] * WINDOW[1] * WINDOW[2] * WINDOW[3])[None, :]
+    inside = _there(j, real_ptr, WINDOW[0] * WINDOW[1] * WINDOW[2] * WINDOW[3], LISTED)[None, :]
     apart = tl.maximum(tl.maximum(d, h), w)
     space = inside & (apart > 0) & (apart <= REACH_SPACE) & (t == 0)
     time = inside & (apart == 0) & (t > 0) & (t <= REACH_TIME)
     return space, time
 
 
-def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int) -> torch.Tensor:
+def scores(
+    h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int, real_WL: torch.Tensor | None = None
+) -> torch.Tensor:
     """Shapes and meaning as `fmri_scale.kernels.strd.scores`."""
     if h_WLC.dtype == torch.float64:
         raise ConfigError("kernel backend triton: it computes in float32 and bfloat16; take torch for float64")
@@ -125,5 +151,7 @@ def scores(h_WLC: torch.Tensor, window: Axes, l_spat: int, l_temp: int) -> torch
     constants = {"C": width, "WINDOW": window, "REACH_SPACE": l_spat // 2, "REACH_TIME": l_temp // 2, "EPS": EPS}
     constants |= {"SCALE": width**-0.5 * LOG2_E.value, "ROWS": ROWS, "COLUMNS": COLUMNS, "CHANNELS": CHANNELS}
     grid = (windows, math.ceil(length / ROWS))
-    launch(strd_kernel, grid, h_WLC.device, h_WLC, score, **constants, num_warps=4)
+    constants["LISTED"] = real_WL is not None
+    real = None if real_WL is None else real_WL.to(torch.int8).contiguous()
+    launch(strd_kernel, grid, h_WLC.device, h_WLC, score, real, **constants, num_warps=4)
     return score

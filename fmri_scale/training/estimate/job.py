@@ -6,11 +6,12 @@ from fmri_scale.config import Config
 from fmri_scale.data import open_corpora, sample_table
 from fmri_scale.data.pool import clips_per_sample
 from fmri_scale.models import cost
-from fmri_scale.models.shapes import token_grid
+from fmri_scale.models.shapes import encoder_stages
 from fmri_scale.training.ds_config import accumulation
 from fmri_scale.training.estimate.communication import Communication, communication
 from fmri_scale.training.estimate.devices import Device
 from fmri_scale.training.estimate.memory import FLOAT, Memory, checkpoint_bytes, memory
+from fmri_scale.training.estimate.patches import computed_patches
 from fmri_scale.training.estimate.speed import compute_seconds
 from fmri_scale.training.views import stretch_frames
 from sharding.mask import brain_mask
@@ -87,13 +88,14 @@ def estimate(config: Config, nodes: int, ranks_per_node: int, device: Device) ->
     """
     optim, model, world_size = config.optim, config.model, nodes * ranks_per_node
     micro_steps = accumulation(optim.global_batch, optim.micro_batch, world_size)
-    total = cost(model).total
+    patches = computed_patches(model)
+    total = cost(model, patches=patches).total
     compute_s = compute_seconds(config, device, world_size)
     u, stage = total.parameters * FLOAT, config.engine.zero_stage
     exchange = communication(u, stage, world_size, micro_steps, ranks_per_node, device, compute_s)
     step_s = compute_s + exchange.exposed_s
     num_voxels, per_epoch = corpus_facts(config)
-    grid = token_grid(model)
+    positions = encoder_stages(model, patches)[0].positions
     clip_bytes = bytes_of_clip(config, num_voxels)
     return Estimate(
         device=device.name,
@@ -107,7 +109,7 @@ def estimate(config: Config, nodes: int, ranks_per_node: int, device: Device) ->
         compute_s=compute_s,
         communication=exchange,
         step_s=step_s,
-        tokens_per_step=grid[0] * grid[1] * grid[2] * model.num_frames * optim.global_batch,
+        tokens_per_step=positions * model.num_frames * optim.global_batch,
         clip_bytes=clip_bytes,
         read_per_node=clip_bytes * optim.global_batch / nodes / step_s,
         checkpoint_bytes=checkpoint_bytes(config),

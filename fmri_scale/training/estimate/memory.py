@@ -16,6 +16,7 @@ from fmri_scale.config import Config, ModelConfig
 from fmri_scale.models import cost
 from fmri_scale.models.shapes import decoder_stages, encoder_stages
 from fmri_scale.training.ds_config import MOST_BUCKET
+from fmri_scale.training.estimate.patches import computed_patches
 from fmri_scale.training.objective import reads_codes
 
 FLOAT = 4
@@ -95,7 +96,7 @@ def activations(config: Config) -> float:
     width = 2 if config.engine.dtype == "bf16" else 4
     voxels = model.in_channels * model.num_frames * model.image_size[0] * model.image_size[1] * model.image_size[2]
     codes, views = reads_codes(config), config.objective.views
-    found = cost(model, from_codes=codes)
+    found = cost(model, from_codes=codes, patches=computed_patches(model))
     values: float = found.total.kept_values if config.objective.reconstruction else 0
     values += views * found.encoder.kept_values
     values += _one_block(model) * max(1, views) if model.checkpoint_blocks else 0
@@ -104,7 +105,7 @@ def activations(config: Config) -> float:
 
 def _one_block(model: ModelConfig) -> float:
     """Return the values that the largest block keeps while it is recomputed."""
-    parts = cost(replace(model, checkpoint_blocks=False)).parts
+    parts = cost(replace(model, checkpoint_blocks=False), patches=computed_patches(model)).parts
     encoder = [parts[f"encoder.{i}"].kept_values / s.depth for i, s in enumerate(encoder_stages(model))]
     decoder = [parts[f"decoder.{i}"].kept_values / s.depth for i, s in enumerate(decoder_stages(model))]
     return max(encoder + decoder)
