@@ -111,9 +111,7 @@ class ClipReader:
 class _Clip:
     """The spans of a clip, and the checks of what they were filled with."""
 
-    def __init__(
-        self, request: ClipRequest, views: SlotViews, place: int, header_bytes: int, finite: set[int]
-    ) -> None:
+    def __init__(self, request: ClipRequest, views: SlotViews, place: int, header_bytes: int, finite: set[int]) -> None:
         self.request, self.header_bytes, self.finite = request, header_bytes, finite
         self.codes = views.codes[place]
         num_voxels, payload = self.codes.shape[1], self.codes.data.cast("B")
