@@ -8,6 +8,7 @@ window, C pieces of a window, E channels, S states, K taps.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ def export_graph(model: Pretrained, path: str | Path, overwrite: bool = False) -
         raise CheckpointError(f"{path}: is there already; name another file or add --overwrite")
     aside = path.with_name(f".{path.stem}.partial.{os.getpid()}.pt2")
     try:
-        torch.export.save(record(model), aside)
-        deviation = _deviation(model, torch.export.load(aside).module())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`isinstance", FutureWarning)  # torch's word to itself
+            torch.export.save(record(model), aside)
+            deviation = _deviation(model, torch.export.load(aside).module())
         if not deviation <= TOLERANCE:
             raise CheckpointError(f"{path}: the graph deviates from the model by {deviation:.1e}; not written")
         os.replace(aside, path)
