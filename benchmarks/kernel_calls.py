@@ -12,7 +12,7 @@ import torch
 
 from fmri_scale.kernels import roofline
 from fmri_scale.kernels.backends import has_mamba, has_triton
-from fmri_scale.kernels.clips import CodedClips, Hidden, num_units, voxel_lookup
+from fmri_scale.kernels.clips import CodedClips, Hidden, brain_values, num_units, voxel_lookup
 from fmri_scale.kernels.conv import cases as conv_cases
 from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.conv import reference as conv_reference
@@ -225,7 +225,7 @@ def _mask_calls(units: int, batch: int) -> Named:
 
 
 def _clip_case(batch: int, strategy: str, small: bool) -> clip_cases.ClipCase:
-    case = clip_cases.base_case(batch, strategy)
+    case = clip_cases.base_case(batch, "window" if strategy == "brain" else strategy)
     return replace(case, image=(24, 24, 24), frames=4, width=8) if small else case
 
 
@@ -245,47 +245,69 @@ def clips_of(case: clip_cases.ClipCase, brain: torch.Tensor | None = None) -> tu
     return CodedClips(codes, scale, gain, shift, outside, lookup, case.image, case.patch), hidden._replace(**moved)
 
 
-def _embed(batch: int, small: bool) -> Iterator[Row]:
-    for strategy in ("window",) if small else ("window", "token"):
-        case = _clip_case(batch, strategy, small)
-        tokens = batch * math.prod(case.grid)
-        for direction in ("forward", "backward"):
-            calls = _bound(_embed_calls, case, direction)
-            yield Row("embed", direction, strategy, batch, tokens, roofline.embed_work(case), calls)
+def _listed(case: clip_cases.ClipCase, strategy: str) -> tuple[int | None, int]:
+    """How many patches are listed (None: none), and the tokens of a batch."""
+    positions = math.prod(case.grid[:3])
+    patches = min(clip_cases.BRAIN_PATCHES, positions // 2) if strategy == "brain" else None
+    return patches, case.batch * (patches or positions) * case.frames
 
 
-def _embed_calls(case: clip_cases.ClipCase, direction: str) -> Named:
+def _listed_clips(case: clip_cases.ClipCase, patches: int | None) -> tuple[CodedClips, Hidden, torch.Tensor | None]:
+    """Clips, what is hidden (of listed patches: given, half of the tokens) and the patches with the most brain."""
     clips, hidden = clips_of(case)
+    if patches is None:
+        return clips, hidden, None
+    listed = brain_values(clips).argsort(descending=True)[:patches].sort().values.int()
+    return clips, Hidden(torch.rand(case.batch, math.prod(case.grid), device=device()) < case.ratio), listed
+
+
+def _embed(batch: int, small: bool) -> Iterator[Row]:
+    for strategy in ("window", "brain") if small else ("window", "token", "brain"):
+        case = _clip_case(batch, strategy, small)
+        patches, tokens = _listed(case, strategy)
+        work = roofline.embed_work(case, patches=patches)
+        for direction in ("forward", "backward"):
+            calls = _bound(_embed_calls, case, direction, patches)
+            yield Row("embed", direction, strategy, batch, tokens, work, calls)
+
+
+def _embed_calls(case: clip_cases.ClipCase, direction: str, patches: int | None) -> Named:
+    clips, hidden, listed = _listed_clips(case, patches)
     inputs = _leaves(clip_cases.make_parameters(case, torch.bfloat16).values())
-    call = lambda: embed(clips, *inputs, hidden, case.slots, backend=ours())  # noqa: E731
+    call = lambda: embed(clips, *inputs, hidden, case.slots, backend=ours(), patches_K=listed)  # noqa: E731
     yield _timed("ours", direction, call, inputs)
     if case.batch == 1:
-        yield _timed("eager", direction, lambda: embed_reference.forward(clips, *inputs, hidden, case.slots), inputs)
+        rest = (hidden, case.slots, listed)
+        yield _timed("eager", direction, lambda: embed_reference.forward(clips, *inputs, *rest), inputs)
         made = compiled(embed_reference.forward)
-        yield _timed("compiled", direction, lambda: made(clips, *inputs, hidden, case.slots), inputs)
+        yield _timed("compiled", direction, lambda: made(clips, *inputs, *rest), inputs)
 
 
 def _loss(batch: int, small: bool) -> Iterator[Row]:
-    for strategy in ("window",) if small else ("window", "token"):
+    for strategy in ("window", "brain") if small else ("window", "token", "brain"):
         case = _clip_case(batch, strategy, small)
-        hidden_tokens = round(batch * math.prod(case.grid) * case.ratio)
-        calls = _bound(_loss_calls, case)
-        yield Row("loss", "forward", strategy, batch, hidden_tokens, roofline.loss_work(case), calls)
+        patches, tokens = _listed(case, strategy)
+        calls, hidden_tokens = _bound(_loss_calls, case, patches), round(tokens * case.ratio)
+        work = roofline.loss_work(case, patches=patches)
+        yield Row("loss", "forward", strategy, batch, hidden_tokens, work, calls)
 
 
-def _loss_calls(case: clip_cases.ClipCase) -> Named:
+def _loss_calls(case: clip_cases.ClipCase, patches: int | None) -> Named:
     """Loss and gradients together: ours makes them in one."""
-    clips, hidden = clips_of(case)
-    inputs = _leaves(loss_cases.make_inputs(case, torch.bfloat16).values())
+    clips, hidden, listed = _listed_clips(case, patches)
+    made_inputs = loss_cases.make_inputs(case, torch.bfloat16)
+    if listed is not None:
+        made_inputs["features"] = made_inputs["features"][:, : len(listed) * case.frames].contiguous()
+    inputs = _leaves(made_inputs.values())
 
     def with_gradients(function: Callable[[], torch.Tensor]) -> Call:
         return lambda: torch.autograd.grad(function(), inputs)
 
-    yield "ours", with_gradients(lambda: masked_loss(clips, *inputs, hidden, backend=ours()))
+    yield "ours", with_gradients(lambda: masked_loss(clips, *inputs, hidden, backend=ours(), patches_K=listed))
     if case.batch == 1:
-        yield "eager", with_gradients(lambda: loss_reference.loss(clips, *inputs, hidden, True))
+        yield "eager", with_gradients(lambda: loss_reference.loss(clips, *inputs, hidden, True, listed))
         made = compiled(loss_reference.loss)
-        yield "compiled", with_gradients(lambda: made(clips, *inputs, hidden, True))
+        yield "compiled", with_gradients(lambda: made(clips, *inputs, hidden, True, listed))
 
 
 def _strd(batch: int, small: bool) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from fmri_scale.config import ModelConfig
 from fmri_scale.kernels import tuning
 from fmri_scale.kernels.cases import STAGES, Stage
 from fmri_scale.kernels.conv.cases import ConvCase
-from fmri_scale.kernels.embed.cases import base_case
+from fmri_scale.kernels.embed.cases import BRAIN_PATCHES, base_case
 from fmri_scale.kernels.gate import triton as gate
 from fmri_scale.kernels.gate.cases import GateCase
 from fmri_scale.kernels.mlp import triton as mlp
@@ -243,26 +243,32 @@ def mlp_passes(stage: Stage, batch: int, how: str, arch: str = "sm_90") -> list[
 def voxel_passes(batch: int, arch: str, brain_only: bool = False) -> list[Pass]:
     """Embedding and loss on codes: of the whole model, not of a block.
 
-    With brain_tokens all tokens are embedded and the brain's are taken; the loss scores half of these.
+    With brain_tokens both read and write the brain's tokens alone, of which the mask is given and hides half; the loss
+    lists these first, and small tensors say where each patch is.
     """
-    case = base_case(batch)
-    tokens = batch * math.prod(case.grid)
+    case, first, shape = base_case(batch), STAGES[0], "window"
+    C, patches, positions = case.width, None, math.prod(case.grid[:3])
+    if brain_only:
+        first, shape = brain_stages()[0], "brain"
+        patches = first.windows.grid[0]
+        if patches != BRAIN_PATCHES:
+            raise SystemExit(f"{patches} patches hold brain, {BRAIN_PATCHES} were compiled for (embed/cases.py)")
+    tokens = batch * first.windows.num_tokens
     found = []
     for direction in ("forward", "backward"):
-        slots = slots_per_token("embed", direction, "window", arch) * tokens
-        found.append(Pass("embedding", direction, embed_work(case).with_slots(slots)))
-    slots = slots_per_token("loss", "forward", "window", arch) * tokens * case.ratio
-    loss = loss_work(case)
+        slots = slots_per_token("embed", direction, shape, arch) * tokens
+        found.append(Pass("embedding", direction, embed_work(case, patches=patches).with_slots(slots)))
+    slots = slots_per_token("loss", "forward", shape, arch) * tokens * case.ratio
+    found.append(Pass("loss and its gradients", "forward", loss_work(case, patches=patches).with_slots(slots)))
+    rest = [("positions' gradient", "backward", C, 0, 0), ("frames' gradient", "backward", C, 0, 0)]
+    rest += [("loss's gradient by the gradient above", "backward", 2 * C, 0, 0)]
+    found += _plan(rest, first, batch)
     if brain_only:
-        C, first = case.width, brain_stages()[0]
-        share = batch * first.windows.num_tokens / tokens
-        loss, slots = Work(loss.bytes, loss.flops * share, loss.exps * share), slots * share
-        moves = [("take", "forward", 2 * C, 0, 0), ("take, back", "backward", 2 * C, 0, 0)]
-        moves += [("spread", "forward", 2 * C, 0, 0), ("spread, back", "backward", 2 * C, 0, 0)]
-        found += _plan(moves, first, batch)
-        zeros = Work(C * BF16 * tokens)  # what is not taken has no gradient, what is not computed no features
-        found += [Pass("zeros", direction, zeros) for direction in ("forward", "backward")]
-    return [*found, Pass("loss and its gradients", "forward", loss.with_slots(slots))]
+        listing = {"pick": 2, "running count": 9, "less one": 16, "place": 17, "scatter": 16, "count": 1}
+        found += [Pass(f"hidden, {name}", "forward", Work(n * tokens)) for name, n in listing.items()]
+        for direction, count in (("forward", 11), ("backward", 7)):
+            found += [Pass("where patches are", direction, Work(12 * positions))] * count
+    return found
 
 
 def step_passes(

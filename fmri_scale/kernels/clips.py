@@ -5,7 +5,8 @@ is (offset + step * code) * gain + shift, with offset and step by voxel, gain an
 brain have the clip's `outside` value. This file is the definition in torch; `clips_jit.py` is the same in Triton.
 
 Legend: B clips, T frames, V brain voxels, X Y Z the image, D H W tokens along x y z, M = D*H*W positions,
-N = M*T tokens in natural order (frames fastest), P = px*py*pz values of a patch, U units.
+N = M*T tokens in natural order (frames fastest), P = px*py*pz values of a patch, U units, K patches of a list: those
+positions (int32, each once) that have tokens, where not all have.
 """
 
 import math
@@ -171,6 +172,37 @@ def patch_series(clips: CodedClips, clip: int, codes_VT: Tensor, places_MP: Tens
     offset, step = torch.where(brain, offset * gain + shift, outside), torch.where(brain, step * gain, 0.0)
     codes = codes_VT.index_select(0, rows).to(dtype)
     return torch.addcmul(offset.unsqueeze(1), step.unsqueeze(1), codes).view(*places_MP.shape, codes.shape[1])
+
+
+def check_patches(patches_K: Tensor | None, grid: Axes) -> int:
+    """Return how many positions have tokens; ValueError where a list of them does not fit the grid."""
+    positions = math.prod(grid[:3])
+    if patches_K is None:
+        return positions
+    if patches_K.dtype != torch.int32 or patches_K.ndim != 1 or not 0 < len(patches_K) <= positions:
+        raise ValueError(
+            f"patches is {patches_K.dtype} {tuple(patches_K.shape)}: expected torch.int32, one to {positions} positions"
+        )
+    return len(patches_K)
+
+
+def pick(values: Tensor, patches_K: Tensor | None, axis: int) -> Tensor:
+    """Return the listed positions of values whose axis `axis` is M; all, as they are, without a list."""
+    return values if patches_K is None else values.index_select(axis, patches_K)
+
+
+def pick_tokens(values_BN: Tensor, patches_K: Tensor | None, frames: int) -> Tensor:
+    """Return the tokens `(B, K*T, ...)` of the listed positions; all, as they are, without a list."""
+    if patches_K is None:
+        return values_BN
+    return values_BN.unflatten(1, (-1, frames)).index_select(1, patches_K).flatten(1, 2)
+
+
+def places_in_list(patches_K: Tensor, positions: int) -> Tensor:
+    """Return where each position stands in a list of patches, int32 `(M,)`, -1 where it does not."""
+    number_K = torch.arange(len(patches_K), dtype=torch.int32, device=patches_K.device)
+    found_M = torch.full((positions,), -1, dtype=torch.int32, device=patches_K.device)
+    return found_M.index_copy_(0, patches_K.long(), number_K)
 
 
 def num_units(grid: Axes, unit: Axes) -> int:

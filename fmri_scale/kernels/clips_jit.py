@@ -53,6 +53,26 @@ def refuse_float64(tensor: torch.Tensor) -> None:
 
 
 @triton.jit
+def token_of(row, list_ptr, GRID: tl.constexpr, LISTED: tl.constexpr):
+    """Tokens of the grid that rows of tokens are: the rows themselves, or where LISTED is not 0 those of so many
+    listed patches. Rows beyond the end must not be asked for."""
+    if LISTED > 0:
+        return tl.load(list_ptr + row // GRID[3]) * GRID[3] + row % GRID[3]
+    else:
+        return row
+
+
+@triton.jit
+def row_of(token, ok, place_ptr, GRID: tl.constexpr, LISTED: tl.constexpr):
+    """The other way, by each position's place in the list: rows, and which of `ok` have one."""
+    if LISTED > 0:
+        place = tl.load(place_ptr + token // GRID[3], mask=ok, other=-1)
+        return place * GRID[3] + token % GRID[3], ok & (place >= 0)
+    else:
+        return token, ok
+
+
+@triton.jit
 def place_of(token, GRID: tl.constexpr):
     """Coordinates d, h, w, t of tokens."""
     t = token % GRID[3]

@@ -14,7 +14,7 @@ import torch
 
 from fmri_scale.kernels.aot import Compiled
 from fmri_scale.kernels.cases import STAGES, Stage
-from fmri_scale.kernels.clips import num_units
+from fmri_scale.kernels.clips import CodedClips, Hidden, num_units
 from fmri_scale.kernels.conv import triton as conv
 from fmri_scale.kernels.embed import cases as clip_cases
 from fmri_scale.kernels.embed import triton as embed
@@ -43,7 +43,8 @@ class Launch:
     direction: str
     "forward or backward; the loss makes its gradients forward."
     stage: str
-    "Stage of the base model or, for mask, embed and loss, what is hidden."
+    """Stage of the base model or, for mask, embed and loss, what is hidden; `brain`: windows, given token by token, of
+    the listed patches that hold brain."""
     width: int
     "Channels that the kernels see: the inner width of the mixer for scan and conv."
     tokens: int
@@ -67,7 +68,7 @@ def launches(op: str, batch: int, dtype: torch.dtype = torch.bfloat16) -> Iterat
                 op, "forward", strategy, 0, batch * units, _bind(mask.unit_mask, 0, keys, keys, units, units // 2)
             )
     else:
-        for strategy in ("window", "token"):
+        for strategy in ("window", "token", "brain"):
             yield from {"embed": _embed, "loss": _loss}[op](strategy, batch, dtype)
 
 
@@ -96,7 +97,9 @@ def _passes(entry: Compiled, launch: Launch) -> list[float]:
     if entry.name == "strd_kernel":
         return [-(-math.prod(k["WINDOW"]) // k["COLUMNS"]), -(-k["C"] // k["CHANNELS"])]
     if entry.name in ("embed_kernel", "loss_feature_kernel"):
-        return [-(-math.prod(k["PATCH"]) // k["VALUES"])]
+        passes = -(-math.prod(k["PATCH"]) // k["VALUES"])
+        visited = launch.tokens / (math.prod(entry.grid) * k["TOKENS"])  # other programs make no pass
+        return [passes * min(1.0, visited)]
     if entry.name in ("mlp_kernel", "mlp_input_kernel"):
         return [-(-k["H"] // k["HIDDEN"])]
     if entry.name in ("gate_kernel", "gate_input_kernel", "project_kernel", "select_dt_kernel"):
@@ -109,7 +112,7 @@ def _passes(entry: Compiled, launch: Launch) -> list[float]:
     if entry.name in ("embed_weight_kernel", "loss_head_kernel"):
         return [tokens / (entry.grid[0] * k["TOKENS"])]
     if entry.name == "embed_mask_token_kernel":
-        return [tokens / (math.prod(entry.grid[:2]) * k["TOKENS"])]
+        return [math.prod(k["GRID"]) / (math.prod(entry.grid[:2]) * k["TOKENS"])]
     return [1.0]
 
 
@@ -204,23 +207,33 @@ def _mlp(batch: int, dtype: torch.dtype) -> Iterator[Launch]:
             yield Launch("mlp", "backward", *size, _bind(mlp.backward, x, x, *weights, 1e-5, True))
 
 
-def _embed(strategy: str, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
-    case = clip_cases.base_case(batch, strategy)
+def _clips(strategy: str, batch: int) -> tuple[clip_cases.ClipCase, CodedClips, Hidden, torch.Tensor | None, int]:
+    """A case, its clips, what is hidden, the list of patches and the tokens of a clip."""
+    case = clip_cases.base_case(batch, "window" if strategy == "brain" else strategy)
     clips, hidden = clip_cases.meta_inputs(case)
-    parameters = [v.to("meta", dtype) for v in clip_cases.make_parameters(case, torch.float32).values()]
     tokens = math.prod(case.grid)
+    if strategy != "brain":
+        return case, clips, hidden, None, tokens
+    given, listed = _meta(batch, tokens, dtype=torch.bool), _meta(clip_cases.BRAIN_PATCHES, dtype=torch.int32)
+    return case, clips, Hidden(given), listed, len(listed) * case.frames
+
+
+def _embed(strategy: str, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
+    case, clips, hidden, listed, tokens = _clips(strategy, batch)
+    parameters = [v.to("meta", dtype) for v in clip_cases.make_parameters(case, torch.float32).values()]
     dy = _meta(batch, tokens, case.width, dtype=dtype)
     size = (strategy, case.width, batch * tokens)
-    yield Launch("embed", "forward", *size, _bind(embed.forward, clips, *parameters, hidden, case.slots))
-    yield Launch("embed", "backward", *size, _bind(embed.backward, dy, clips, *parameters, hidden, case.slots))
+    arguments = (clips, *parameters, hidden, case.slots, listed)
+    yield Launch("embed", "forward", *size, _bind(embed.forward, *arguments))
+    yield Launch("embed", "backward", *size, _bind(embed.backward, dy, *arguments))
 
 
 def _loss(strategy: str, batch: int, dtype: torch.dtype) -> Iterator[Launch]:
-    case = clip_cases.base_case(batch, strategy)
-    clips, hidden = clip_cases.meta_inputs(case)
-    features = _meta(batch, math.prod(case.grid), case.width, dtype=dtype)
+    case, clips, hidden, listed, tokens = _clips(strategy, batch)
+    features = _meta(batch, tokens, case.width, dtype=dtype)
     values = math.prod(case.patch)
     weight, bias = _meta(values, case.width, dtype=dtype), _meta(values, dtype=dtype)
-    hidden_tokens = batch * hidden.num_hidden * math.prod(case.unit)
-    call = _bind(loss.forward, clips, features, weight, bias, hidden, True, True)
+    drawn = hidden.num_hidden * math.prod(case.unit)
+    hidden_tokens = batch * (drawn if listed is None else round(tokens * case.ratio))
+    call = _bind(loss.forward, clips, features, weight, bias, hidden, True, True, listed)
     yield Launch("loss", "forward", strategy, case.width, hidden_tokens, call)

@@ -156,21 +156,30 @@ def mask_work(units: int, clips: int) -> Work:
     return Work(units * clips)
 
 
-def embed_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS) -> Work:
-    """Work of the embedding forward (codes of seen tokens in, tokens out) or backward (codes and gradients in)."""
-    tokens, values = case.batch * math.prod(case.grid), math.prod(case.patch)
+def embed_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS, patches: int | None = None) -> Work:
+    """Work of the embedding forward (codes of seen tokens in, tokens out) or backward (codes and gradients in).
+
+    `patches` have tokens and hold all voxels; None: all have.
+    """
+    tokens, values, patches = _clip_tokens(case, patches)
     seen = tokens * (1 - case.ratio)
-    codes = case.batch * voxels * (case.frames * (1 - case.ratio) + 4) + 4 * math.prod(case.image)
+    codes = case.batch * voxels * (case.frames * (1 - case.ratio) + 4) + 4 * patches * values
     return Work(codes + tokens * case.width * itemsize, 2 * seen * values * case.width)
 
 
-def loss_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS) -> Work:
+def loss_work(case: ClipCase, itemsize: int = 2, voxels: int = BRAIN_VOXELS, patches: int | None = None) -> Work:
     """Work of the loss with its gradients: the hidden tokens' features and codes, twice; their gradient out."""
-    tokens, values = case.batch * math.prod(case.grid), math.prod(case.patch)
+    tokens, values, patches = _clip_tokens(case, patches)
     hidden = tokens * case.ratio
-    codes = case.batch * voxels * (case.frames * case.ratio + 4) + 4 * math.prod(case.image)
+    codes = case.batch * voxels * (case.frames * case.ratio + 4) + 4 * patches * values
     moved = 2 * codes + (2 * hidden + tokens) * case.width * itemsize
     return Work(moved, 4 * 2 * hidden * values * case.width)
+
+
+def _clip_tokens(case: ClipCase, patches: int | None) -> tuple[int, int, int]:
+    """Tokens of a batch, values of a patch, and the patches that have tokens."""
+    patches = math.prod(case.grid[:3]) if patches is None else patches
+    return case.batch * patches * case.frames, math.prod(case.patch), patches
 
 
 def strd_work(case: StrdCase, itemsize: int = 2) -> Work:

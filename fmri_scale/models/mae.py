@@ -9,14 +9,14 @@ a patch, E width.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fmri_scale.config import LossConfig, ModelConfig
-from fmri_scale.kernels.clips import ONE, CodedClips, Hidden, brain_values, slot_of_token
+from fmri_scale.kernels.clips import ONE, CodedClips, brain_values, slot_of_token
 from fmri_scale.kernels.embed import embed
 from fmri_scale.kernels.loss import masked_loss as coded_loss
 from fmri_scale.kernels.windows import Axes
@@ -186,15 +186,20 @@ class MaskedAutoencoder(nn.Module):
         dtype = product_dtype(linear.weight)
         space_ME, time_TE = self.backbone.first_position.vectors(frames)
         parameters = (linear.weight.to(dtype), linear.bias, table_SE, space_ME, time_TE)
-        tokens_BNE = embed(clips, *parameters, hidden=mask.tokens, slots=slots, backend=config.backend)
-        tokens = take(tokens_BNE.unflatten(1, (d, h, w, frames)), self.backbone.places, 1)
+        places, shape = self.backbone.places, (d, h, w, frames)
+        patches = None if places is None else places.int()  # what is not computed is not scored either
+        shape = shape if patches is None else (len(patches), 1, 1, frames)
+        chosen: dict[str, Any] = {"hidden": mask.tokens, "backend": config.backend, "patches_K": patches}
+        tokens = embed(clips, *parameters, slots=slots, **chosen).unflatten(1, shape)
         latent = self.backbone.encode(tokens, mask.keys, placed=True)
-        features_BNE = self._everywhere(self.decoder(latent, mask.keys).flatten(1, 4))
-        head, hidden = (self.decoder.head.weight.to(dtype), self.decoder.head.bias.to(dtype)), mask.tokens
-        if self.backbone.places is not None:  # what is not computed is not scored either
-            hidden = Hidden(mask.hidden & (self.computed > 0).repeat_interleave(frames))
-        loss = coded_loss(clips, features_BNE, *head, hidden=hidden, brain_only=brain_only, backend=config.backend)
-        return self._output(loss, features_BNE, latent, mask, brain_values(clips) if brain_only else None, predict)
+        features_BNE = self.decoder(latent, mask.keys).flatten(1, 4)
+        head = (self.decoder.head.weight.to(dtype), self.decoder.head.bias.to(dtype))
+        loss = coded_loss(clips, features_BNE, *head, brain_only=brain_only, **chosen)
+        counts_M = brain_values(clips) if brain_only else None
+        output = self._output(loss, features_BNE, latent, mask, counts_M, predict)
+        if output.prediction is None:
+            return output
+        return output._replace(prediction=self._everywhere(output.prediction))
 
     def _check(self, mask: TokenMask, clips: int, frames: int) -> None:
         """Raise ValueError unless the mask was drawn for clips of these tokens."""

@@ -35,6 +35,28 @@ def test_embedding_gradcheck():
     assert torch.autograd.gradcheck(lambda *p: embed(clips, *p, hidden, SMALL.slots), inputs)
 
 
+@pytest.mark.parametrize("case", cases.random_cases(9, seed=5), ids=str)
+def test_embedding_of_listed_patches_is_that_of_all_there(case):
+    clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, 0.4)
+
+    def of_all(*inputs):
+        every = reference.forward(clips, *inputs, hidden, case.slots)
+        return every.unflatten(1, (-1, case.frames))[:, patches.long()].flatten(1, 2)
+
+    inputs, found = leaves(case, torch.float64), []
+    for function in (of_all, lambda *p: embed(clips, *p, hidden, case.slots, patches_K=patches)):
+        tokens = function(*inputs)
+        upstream = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        found.append((tokens, torch.autograd.grad(tokens, inputs, upstream)))
+    torch.testing.assert_close(*found)
+
+
+def test_embedding_of_listed_patches_gradcheck():
+    clips, hidden, patches = cases.make_clips(SMALL), cases.make_hidden(SMALL), cases.make_patches(SMALL, 0.5)
+    inputs = leaves(SMALL, torch.float64)
+    assert torch.autograd.gradcheck(lambda *p: embed(clips, *p, hidden, SMALL.slots, patches_K=patches), inputs)
+
+
 def test_embedding_of_a_decoded_volume():
     """The values are those that the corpus defines, at the patch's place in the volume."""
     clips = cases.make_clips(SMALL)
@@ -95,13 +117,16 @@ def test_embedding_in_bfloat16_keeps_dtypes():
     assert ((tokens.double() - exact).norm() / exact.norm()).item() < 4e-3
 
 
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("mode", ["drawn", "given", "none"])
-def test_embedding_passes_opcheck(mode):
+def test_embedding_passes_opcheck(mode, listed):
     case = cases.ClipCase(2, (2, 2, 4), (2, 2, 2), 2, 3, mode)
     *tensors, image, patch = cases.make_clips(case)
     *draw, unit = cases.make_hidden(case)
     lists = (list(image), list(patch), list(unit), list(case.slots))
-    torch.library.opcheck(embed_op, (*leaves(case, torch.float32), *tensors, *draw, *lists, "auto"))
+    patches = cases.make_patches(case, 0.6) if listed else None
+    inputs = (*leaves(case, torch.float32), *tensors, *draw[:3], patches, *draw[3:], *lists, "auto")
+    torch.library.opcheck(embed_op, inputs)
 
 
 def test_wrong_clips_are_named():
@@ -116,3 +141,6 @@ def test_wrong_clips_are_named():
         embed(clips, *inputs, Hidden(torch.ones(2, 5, dtype=torch.bool)), SMALL.slots)
     with pytest.raises(ValueError, match="9 of 8 units"):
         embed(clips, *inputs, cases.make_hidden(SMALL)._replace(num_hidden=9), SMALL.slots)
+    for patches in (torch.arange(3), torch.empty(0, dtype=torch.int32), torch.arange(5).int()):
+        with pytest.raises(ValueError, match=r"patches is torch.* expected torch.int32, one to 4 positions"):
+            embed(clips, *inputs, slots=SMALL.slots, patches_K=patches)

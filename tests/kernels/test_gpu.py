@@ -69,8 +69,10 @@ LISTED = [
     for seed, case in enumerate(SMALL[name] + STAGE[name])
 ]
 "The same over windows of which two patches in five are there."
-EVERY = [(name, case) for name in SMALL for case in SMALL[name] + STAGE[name]] + LISTED
-FIRST = [(name, STAGE[name][0]) for name in STAGE] + LISTED[-1:]
+PATCHES = [(f"{name}, listed", case) for name in ("embed", "loss") for case in SMALL[name] + STAGE[name]]
+"Embedding and loss of listed patches."
+EVERY = [(name, case) for name in SMALL for case in SMALL[name] + STAGE[name]] + LISTED + PATCHES
+FIRST = [(name, STAGE[name][0]) for name in STAGE] + LISTED[-1:] + PATCHES[-1:]
 MAKE = {
     "scan": scan_cases.make_inputs,
     "conv": conv_cases.make_inputs,
@@ -85,7 +87,9 @@ MAKE = {
 
 def inputs_of(name, case, dtype, device):
     """Leaves by argument, on a device; those of float64 are rounded as `dtype` rounds them."""
-    made = MAKE[name](case, dtype)
+    made = MAKE[name.removesuffix(", listed")](case, dtype)
+    if name == "loss, listed":
+        made["features"] = made["features"][:, : len(clip_cases.make_patches(case, 0.4)) * case.frames]
     return {key: v if v is None else v.to(device).clone().requires_grad_() for key, v in made.items()}
 
 
@@ -106,7 +110,10 @@ def forward(name, case, inputs):
     if name == "mlp":
         return norm_mlp(*values, residual=case.residual)
     clips, hidden = (on(values[0].device, made) for made in (clip_cases.make_clips(case), clip_cases.make_hidden(case)))
-    return embed(clips, *values, hidden, case.slots) if name == "embed" else masked_loss(clips, *values, hidden)
+    patches = clip_cases.make_patches(case, 0.4).to(values[0].device) if name.endswith("listed") else None
+    if name.startswith("embed"):
+        return embed(clips, *values, hidden, case.slots, patches_K=patches)
+    return masked_loss(clips, *values, hidden, patches_K=patches)
 
 
 def on(device, record):

@@ -50,6 +50,24 @@ def test_loss_is_the_one_that_models_are_trained_with(mode, brain_only):
     torch.testing.assert_close(torch.autograd.grad(ours, inputs), torch.autograd.grad(model, inputs))
 
 
+@pytest.mark.parametrize("brain_only", [True, False])
+@pytest.mark.parametrize("case", cases.random_cases(6, seed=8), ids=str)
+def test_loss_of_listed_patches_is_that_where_nothing_else_is_hidden(case, brain_only):
+    clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, 0.4)
+    tokens = hidden_tokens(hidden, case.batch, clips.grid, torch.device("cpu"))
+    there = torch.isin(torch.arange(tokens.shape[1]) // case.frames, patches)
+    features, weight, bias = leaves(case, torch.float64)
+    listed = features.unflatten(1, (-1, case.frames))[:, patches.long()].flatten(1, 2)
+    found = [
+        masked_loss(clips, features, weight, bias, Hidden(tokens & there), brain_only),
+        masked_loss(clips, listed, weight, bias, hidden, brain_only, patches_K=patches),
+        reference.loss(clips, listed, weight, bias, hidden, brain_only, patches),
+    ]
+    grads = [torch.autograd.grad(loss, (features, weight, bias), retain_graph=True) for loss in found]
+    for loss, grad in zip(found[1:], grads[1:], strict=True):
+        torch.testing.assert_close((loss, grad), (found[0], grads[0]))
+
+
 def test_loss_gradcheck():
     clips, hidden = cases.make_clips(SMALL), cases.make_hidden(SMALL)
     assert torch.autograd.gradcheck(lambda *p: masked_loss(clips, *p, hidden), leaves(SMALL, torch.float64))
@@ -93,16 +111,23 @@ def test_second_derivative_is_refused():
         torch.autograd.grad(loss.square(), inputs, create_graph=True)
 
 
+@pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("mode", ["drawn", "given"])
-def test_loss_passes_opcheck(mode):
+def test_loss_passes_opcheck(mode, listed):
     case = cases.ClipCase(2, (2, 2, 4), (2, 2, 2), 2, 3, mode)
     *tensors, image, patch = cases.make_clips(case)
     *draw, unit = cases.make_hidden(case)
-    geometry = (list(image), list(patch), list(unit))
+    patches = cases.make_patches(case, 0.6) if listed else None
+    draw, geometry = [*draw[:3], patches, *draw[3:]], (list(image), list(patch), list(unit))
     for inputs, wanted in (
         (leaves(case, torch.float32), True),
         (cases.make_inputs(case, torch.float32).values(), False),
     ):
+        features, *head = inputs
+        inputs = (
+            features if patches is None else features[:, : 2 * len(patches)].detach().requires_grad_(wanted),
+            *head,
+        )
         torch.library.opcheck(masked_loss_op, (*inputs, *tensors, *draw, *geometry, True, wanted, "auto"))
 
 

@@ -114,10 +114,12 @@ def test_regions_are_given_token_by_token(corpus):
     assert grads["mask_tokens.region"].any()
 
 
-def test_prediction_is_made_of_codes_only_where_it_is_asked_for(corpus):
-    config = configured(corpus)
+@pytest.mark.parametrize("changes", [{}, {"model__brain_tokens": True, "mask__ratio_of": "brain"}], ids=str)
+def test_prediction_is_made_of_codes_only_where_it_is_asked_for(corpus, changes):
+    config = configured(corpus, **changes)
     prepare, batch = first_batch(config)
     model = MaskedAutoencoder(config.model)
+    tell_brain(model, open_corpora(config.data))
     with torch.no_grad():
         assert model(*prepare(batch)).prediction is None
         asked = model(*prepare(batch), predict=True).prediction

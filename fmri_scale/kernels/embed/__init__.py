@@ -1,13 +1,14 @@
 """From int8 codes to tokens in one pass: dequantise, normalise, embed, replace what is hidden, add place and time.
 
-Legend: B clips, T frames, M positions, N = M*T tokens in natural order, P values of a patch, C channels, S slots.
+Legend: B clips, T frames, M positions, K those of a list, N = M*T (or K*T) tokens in natural order, P values of a
+patch, C channels, S slots.
 """
 
 import math
 
 from torch import Tensor
 
-from fmri_scale.kernels.clips import ONE, CodedClips, Hidden, normalise, voxel_lookup
+from fmri_scale.kernels.clips import ONE, CodedClips, Hidden, check_patches, normalise, voxel_lookup
 from fmri_scale.kernels.embed.op import embed_op
 from fmri_scale.kernels.windows import Axes
 
@@ -24,6 +25,7 @@ def embed(
     hidden: Hidden | None = None,
     slots: Axes = ONE,
     backend: str = "auto",
+    patches_K: Tensor | None = None,
 ) -> Tensor:
     """Embed clips.
 
@@ -46,11 +48,14 @@ def embed(
         Window that the mask tokens fill, counted from the grid's corner; (1, 1, 1, 1) for one token everywhere.
     backend : str
         `auto`, `torch` or `triton`.
+    patches_K : Tensor, optional
+        int32, the positions that have tokens, each once; only these are embedded. None: all. `hidden`, `slots` and
+        `position_MC` are those of the whole grid all the same.
 
     Returns
     -------
     Tensor
-        `(B, N, C)` in the dtype of the weight. Gradients flow to the five parameters.
+        `(B, N, C)` in the dtype of the weight, N = K*T in the order of a list. Gradients flow to the five parameters.
 
     Raises
     ------
@@ -62,6 +67,7 @@ def embed(
     hidden = hidden or Hidden()
     clips.check()
     hidden.check(clips.codes.shape[0], clips.grid)
+    check_patches(patches_K, clips.grid)
     width, frames = weight_CP.shape[0], clips.grid[3]
     expected = {
         "weight": (weight_CP, (width, math.prod(clips.patch))),
@@ -76,4 +82,5 @@ def embed(
     *tensors, image, patch = clips
     *draw, unit = hidden
     parameters = (weight_CP, bias_C, mask_tokens_SC, position_MC, time_TC)
-    return embed_op(*parameters, *tensors, *draw, list(image), list(patch), list(unit), list(slots), backend)
+    sizes = (list(image), list(patch), list(unit), list(slots))
+    return embed_op(*parameters, *tensors, *draw[:3], patches_K, *draw[3:], *sizes, backend)

@@ -39,6 +39,8 @@ class ClipCase:
         return f"B{self.batch}-{shape}-C{self.width}-{units}-{self.normalisation}"
 
 
+BRAIN_PATCHES = 1692
+"Patches of the base model that hold a voxel of the MNI152 brain, dilated by two."
 BASE_UNITS: dict[str, tuple[Axes, Axes]] = {
     "token": (ONE, ONE),
     "window": ((4, 4, 4, 4), (4, 4, 4, 4)),
@@ -104,6 +106,13 @@ def make_hidden(case: ClipCase, seed: int = 0) -> Hidden:
         return Hidden()
     count = round(case.ratio * num_units(case.grid, case.unit))
     return Hidden(None, torch.arange(case.batch), torch.arange(case.batch) + 2**33, 7, count, case.unit)
+
+
+def make_patches(case: ClipCase, share: float, seed: int = 0) -> torch.Tensor:
+    """A list of a random share of the positions, one at least, in random order."""
+    positions = math.prod(case.grid[:3])
+    order = torch.randperm(positions, generator=torch.Generator().manual_seed(seed))
+    return order[: max(1, round(share * positions))].int()
 
 
 def make_parameters(case: ClipCase, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:

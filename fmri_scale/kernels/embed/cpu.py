@@ -2,7 +2,7 @@
 
 A patch without brain holds one value throughout; such patches are neither gathered nor multiplied.
 Values are made in float32 (float64 for float64 weights), as is everything that is summed. Nothing of the size of the
-volume exists. Legend as in `fmri_scale.kernels.embed`; m positions of a block.
+volume exists. Legend as in `fmri_scale.kernels.embed`; m positions of a block, counted in the list where there is one.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fmri_scale.kernels.clips import CodedClips, Hidden, patch_places, patch_series, remembered_tokens, slot_of_token
+from fmri_scale.kernels.clips import (
+    CodedClips,
+    Hidden,
+    patch_places,
+    patch_series,
+    pick,
+    pick_tokens,
+    remembered_tokens,
+    slot_of_token,
+)
 from fmri_scale.kernels.threads import blocks_of, run_blocks
 from fmri_scale.kernels.windows import Axes
 
@@ -27,13 +36,17 @@ def forward(
     time_TC: Tensor,
     hidden: Hidden,
     slots: Axes,
+    patches_K: Tensor | None = None,
 ) -> Tensor:
     """Return tokens (B, N, C) in the dtype of the weight."""
-    work = _Patches(clips, weight_CP.dtype)
+    work = _Patches(clips, weight_CP.dtype, patches_K)
     weight, bias, position, time = (v.to(work.dtype) for v in (weight_CP, bias_C, position_MC, time_TC))
     batch, width, grid = work.batch, weight.shape[0], clips.grid
-    hidden_BMT = remembered_tokens(hidden, batch, grid, clips.codes.device).view(batch, -1, grid[3])
-    stand_in_MTC = mask_tokens_SC.to(work.dtype)[slot_of_token(grid, slots, weight.device)].view(-1, grid[3], width)
+    position = pick(position, patches_K, 0)
+    hidden_BN = remembered_tokens(hidden, batch, grid, clips.codes.device)
+    hidden_BMT = pick_tokens(hidden_BN, patches_K, grid[3]).view(batch, -1, grid[3])
+    slot_MT = pick(slot_of_token(grid, slots, weight.device).view(-1, grid[3]), patches_K, 0)
+    stand_in_MTC = mask_tokens_SC.to(work.dtype)[slot_MT]
     out = weight_CP.new_empty(batch, len(position), grid[3], width)
 
     def finish(clip: int, m: Tensor, seen: Tensor) -> None:
@@ -62,11 +75,12 @@ def backward(
     time_TC: Tensor,
     hidden: Hidden,
     slots: Axes,
+    patches_K: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of weight, bias, mask tokens, position and time, in the dtype of each."""
-    work = _Patches(clips, weight_CP.dtype)
+    work = _Patches(clips, weight_CP.dtype, patches_K)
     batch, frames, width = work.batch, clips.grid[3], weight_CP.shape[0]
-    hidden_BN = remembered_tokens(hidden, batch, clips.grid, dy_BNC.device)
+    hidden_BN = pick_tokens(remembered_tokens(hidden, batch, clips.grid, dy_BNC.device), patches_K, frames)
     dy = dy_BNC.to(work.dtype)
     seen_BMTC = dy.masked_fill(hidden_BN[..., None], 0.0).view(batch, -1, frames, width)
     d_weight = torch.empty(len(work.blocks), *weight_CP.shape, dtype=work.dtype, device=dy.device)
@@ -80,9 +94,11 @@ def backward(
     run_blocks(multiply_blocks, work.blocks)
     d_empty_BC = seen_BMTC[:, work.empty].sum((1, 2)) * clips.outside.to(work.dtype)[:, None]
     d_token_NC = dy.masked_fill(~hidden_BN[..., None], 0.0).sum(0)
-    slot_N = slot_of_token(clips.grid, slots, dy.device)
+    slot_N = pick(slot_of_token(clips.grid, slots, dy.device).view(-1, frames), patches_K, 0).flatten()
     d_mask = torch.zeros_like(mask_tokens_SC, dtype=work.dtype).index_add_(0, slot_N, d_token_NC)
     d_position = dy.view(batch, -1, frames, width).sum((0, 2))
+    if patches_K is not None:
+        d_position = d_position.new_zeros(position_MC.shape).index_copy_(0, patches_K.long(), d_position)
     d_time = dy.view(-1, frames, width).sum(0)
     grads = (d_weight.sum(0) + d_empty_BC.sum(0)[:, None], seen_BMTC.sum((0, 1, 2)), d_mask, d_position, d_time)
     like = (weight_CP, bias_C, mask_tokens_SC, position_MC, time_TC)
@@ -92,9 +108,9 @@ def backward(
 class _Patches:
     """The codes of a batch cut into blocks of positions of one clip; positions without brain, `empty`, are in none."""
 
-    def __init__(self, clips: CodedClips, dtype: torch.dtype) -> None:
+    def __init__(self, clips: CodedClips, dtype: torch.dtype, patches_K: Tensor | None) -> None:
         self.clips, self.dtype = clips, torch.promote_types(dtype, torch.float32)
-        self.places = patch_places(clips)
+        self.places = pick(patch_places(clips), patches_K, 0)
         brain_M = (self.places >= 0).any(1)
         self.full, self.empty = brain_M.nonzero().squeeze(1), (~brain_M).nonzero().squeeze(1)
         self.batch = clips.codes.shape[0]

@@ -26,6 +26,7 @@ def embed_op(
     given: Tensor | None,
     epoch: Tensor | None,
     clip_ids: Tensor | None,
+    patches: Tensor | None,
     seed: int,
     count: int,
     image: Sequence[int],
@@ -38,7 +39,7 @@ def embed_op(
     clips = CodedClips(codes, scale, gain, shift, outside, lookup, tuple(image), tuple(patch))  # type: ignore[arg-type]
     hidden = Hidden(given, epoch, clip_ids, seed, count, tuple(unit))  # type: ignore[arg-type]
     parameters = (weight, bias, mask_tokens, position, time)
-    return implementation("embed", backend, codes.device).forward(clips, *parameters, hidden, tuple(slots))
+    return implementation("embed", backend, codes.device).forward(clips, *parameters, hidden, tuple(slots), patches)
 
 
 @torch.library.custom_op("fmri_scale::embed_backward", mutates_args=())
@@ -58,6 +59,7 @@ def embed_backward_op(
     given: Tensor | None,
     epoch: Tensor | None,
     clip_ids: Tensor | None,
+    patches: Tensor | None,
     seed: int,
     count: int,
     image: Sequence[int],
@@ -71,12 +73,14 @@ def embed_backward_op(
     hidden = Hidden(given, epoch, clip_ids, seed, count, tuple(unit))  # type: ignore[arg-type]
     parameters = (weight, bias, mask_tokens, position, time)
     module = implementation("embed", backend, codes.device)
-    return contiguous(module.backward(dy, clips, *parameters, hidden, tuple(slots)))
+    return contiguous(module.backward(dy, clips, *parameters, hidden, tuple(slots), patches))
 
 
 @embed_op.register_fake
 def _(weight, bias, mask_tokens, position, time, codes, *rest):
-    return weight.new_empty(codes.shape[0], position.shape[0] * time.shape[0], weight.shape[0])
+    listed = rest[8]
+    positions = position.shape[0] if listed is None else listed.shape[0]
+    return weight.new_empty(codes.shape[0], positions * time.shape[0], weight.shape[0])
 
 
 @embed_backward_op.register_fake
@@ -86,13 +90,13 @@ def _(dy, weight, bias, mask_tokens, position, time, *rest):
 
 
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:14])
-    ctx.settings = inputs[14:]
+    ctx.save_for_backward(*inputs[:15])
+    ctx.settings = inputs[15:]
 
 
 def _differentiate(ctx, dy):
     grads = embed_backward_op(dy.contiguous(), *ctx.saved_tensors, *ctx.settings)
-    return *grads, *[None] * (9 + len(ctx.settings))
+    return *grads, *[None] * (10 + len(ctx.settings))
 
 
 embed_op.register_autograd(_differentiate, setup_context=_save)

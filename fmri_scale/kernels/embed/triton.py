@@ -3,6 +3,7 @@
 Forward: a program owns TOKENS consecutive tokens and all channels; a program whose tokens are all hidden reads no
 codes. Backward makes the same values again: one kernel sums the weight's and the bias's gradient over the tokens of a
 share (then the shares are summed in a fixed order), one the mask tokens'. Positions and frames are plain sums of dy.
+Of LISTED patches (0: all have tokens) the rows of tokens are those of the list, everything else is the grid's.
 
 The values of a voxel in bfloat16 are rounded once, as a volume in bfloat16 would be; sums are in float32.
 """
@@ -13,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips import CodedClips, Hidden, places_in_list
 from fmri_scale.kernels.clips_jit import (
     NONE,
     clip_arguments,
@@ -24,6 +25,8 @@ from fmri_scale.kernels.clips_jit import (
     load_values,
     place_of,
     refuse_float64,
+    row_of,
+    token_of,
 )
 from fmri_scale.kernels.jit import launch
 from fmri_scale.kernels.windows import Axes
@@ -55,6 +58,7 @@ def embed_kernel(
     clip_ptr,
     seed,
     count,
+    list_ptr,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -69,14 +73,16 @@ def embed_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Tokens of one clip (program axis 1): TOKENS of them (axis 0), all C channels; weight is (C, P)."""
-    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    N: tl.constexpr = (LISTED if LISTED > 0 else GRID[0] * GRID[1] * GRID[2]) * GRID[3]
     P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
     clip = tl.program_id(1)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    ok = token < N
-    token = tl.where(ok, token, 0)
+    row = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    ok = row < N
+    row = tl.where(ok, row, 0)
+    token = token_of(row, list_ptr, GRID, LISTED)
     hidden = is_hidden(
         token, ok, clip, hidden_ptr, epoch_ptr, clip_ptr, seed, count, GRID, UNIT, MODE, UNITS, LEFT, RIGHT, ROUNDS
     )
@@ -104,7 +110,7 @@ def embed_kernel(
     value += tl.load(position_ptr + position[:, None] * C + c[None, :], mask=wide, other=0.0).to(tl.float32)
     value += tl.load(time_ptr + frame[:, None] * C + c[None, :], mask=wide, other=0.0).to(tl.float32)
     out_ptr += clip.to(tl.int64) * N * C
-    tl.store(out_ptr + token[:, None] * C + c[None, :], value.to(out_ptr.dtype.element_ty), mask=wide)
+    tl.store(out_ptr + row[:, None] * C + c[None, :], value.to(out_ptr.dtype.element_ty), mask=wide)
 
 
 @triton.jit
@@ -124,6 +130,7 @@ def embed_weight_kernel(
     clip_ptr,
     seed,
     count,
+    list_ptr,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -137,10 +144,11 @@ def embed_weight_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Gradient of VALUES columns (axis 1) of the weight, summed over a share (axis 0) of a clip's seen tokens (axis
     2), into (clips, shares, P, C); the programs of the first columns also sum the bias's, (clips, shares, C)."""
-    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    N: tl.constexpr = (LISTED if LISTED > 0 else GRID[0] * GRID[1] * GRID[2]) * GRID[3]
     P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
     clip = tl.program_id(2)
     shares = tl.num_programs(0)
@@ -153,9 +161,10 @@ def embed_weight_kernel(
     dweight = tl.zeros([VALUES, CHANNELS], tl.float32)
     dbias = tl.zeros([CHANNELS], tl.float32)
     for first in range(tl.program_id(0) * TOKENS, N, shares * TOKENS):
-        token = first + tl.arange(0, TOKENS)
-        ok = token < N
-        token = tl.where(ok, token, 0)
+        row = first + tl.arange(0, TOKENS)
+        ok = row < N
+        row = tl.where(ok, row, 0)
+        token = token_of(row, list_ptr, GRID, LISTED)
         hidden = is_hidden(
             token, ok, clip, hidden_ptr, epoch_ptr, clip_ptr, seed, count, GRID, UNIT, MODE, UNITS, LEFT, RIGHT, ROUNDS
         )
@@ -167,7 +176,7 @@ def embed_weight_kernel(
                 codes_ptr, scale_ptr, index_ptr, affine, position, frame, seen, v, num_voxels, GRID, IMAGE, PATCH
             )
             wide = seen[:, None] & (c < C)[None, :]
-            dy = tl.load(dy_ptr + token[:, None] * C + c[None, :], mask=wide, other=0.0)
+            dy = tl.load(dy_ptr + row[:, None] * C + c[None, :], mask=wide, other=0.0)
             dweight = tl.dot(tl.trans(x.to(dy.dtype)), dy, dweight, input_precision="ieee")
             dbias += tl.sum(dy.to(tl.float32), 0)
     share = clip.to(tl.int64) * shares + tl.program_id(0)
@@ -186,6 +195,7 @@ def embed_mask_token_kernel(
     clip_ptr,
     seed,
     count,
+    list_ptr,
     C: tl.constexpr,
     CHANNELS: tl.constexpr,
     TOKENS: tl.constexpr,
@@ -197,10 +207,11 @@ def embed_mask_token_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Gradient of the mask token of a slot (axis 0), summed over a share (axis 1) of a clip's windows (axis 2), into
-    (clips, shares, S, C)."""
-    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    (clips, shares, S, C). Here `list_ptr` is where each position stands in the list."""
+    N: tl.constexpr = (LISTED if LISTED > 0 else GRID[0] * GRID[1] * GRID[2]) * GRID[3]
     H: tl.constexpr = (GRID[1] + SLOTS[1] - 1) // SLOTS[1]
     W: tl.constexpr = (GRID[2] + SLOTS[2] - 1) // SLOTS[2]
     T: tl.constexpr = (GRID[3] + SLOTS[3] - 1) // SLOTS[3]
@@ -217,6 +228,7 @@ def embed_mask_token_kernel(
         d = window // (T * W * H) * SLOTS[0] + slot // (SLOTS[3] * SLOTS[2] * SLOTS[1])
         ok = (d < GRID[0]) & (h < GRID[1]) & (w < GRID[2]) & (t < GRID[3])
         token = tl.where(ok, ((d * GRID[1] + h) * GRID[2] + w) * GRID[3] + t, 0)
+        row, ok = row_of(token, ok, list_ptr, GRID, LISTED)
         hidden = is_hidden(
             token,
             ok,
@@ -234,8 +246,8 @@ def embed_mask_token_kernel(
             RIGHT,
             ROUNDS,
         )
-        row = dy_ptr + clip.to(tl.int64) * N * C + token[:, None] * C
-        dy = tl.load(row + c[None, :], mask=hidden[:, None] & (c < C)[None, :], other=0.0)
+        rows = dy_ptr + clip.to(tl.int64) * N * C + row[:, None] * C
+        dy = tl.load(rows + c[None, :], mask=hidden[:, None] & (c < C)[None, :], other=0.0)
         sums += tl.sum(dy.to(tl.float32), 0)
     share = (clip.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + slot
     tl.store(dtoken_ptr + share * C + c, sums, mask=c < C)
@@ -249,26 +261,30 @@ def _slot(token, GRID: tl.constexpr, SLOTS: tl.constexpr):
     return slot * SLOTS[3] + t % SLOTS[3]
 
 
-def forward(clips: CodedClips, weight, bias, mask_tokens, position, time, hidden: Hidden, slots: Axes) -> torch.Tensor:
+def forward(
+    clips: CodedClips, weight, bias, mask_tokens, position, time, hidden: Hidden, slots: Axes, patches=None
+) -> torch.Tensor:
     """Return tokens (B, N, C), contiguous, in the weight's dtype; arguments as `fmri_scale.kernels.embed.embed`."""
     refuse_float64(weight)
-    batch, width, tokens = clips.codes.shape[0], weight.shape[0], math.prod(clips.grid)
+    batch, width, tokens = clips.codes.shape[0], weight.shape[0], _num_tokens(clips, patches)
     out = torch.empty(batch, tokens, width, dtype=weight.dtype, device=clips.codes.device)
     parameters = (v.contiguous() for v in (weight, bias, mask_tokens, position, time))
     codes = clip_arguments(clips)
-    constants = {**_tile(weight), "SLOTS": slots, **layout(clips, hidden)}
+    constants = {**_tile(weight), "SLOTS": slots, **layout(clips, hidden), **_listed(patches)}
     grid = (triton.cdiv(tokens, constants["TOKENS"]), batch)
-    draw = hidden_arguments(hidden, clips.codes)
+    draw = (*hidden_arguments(hidden, clips.codes), codes[0] if patches is None else patches.contiguous())
     launch(embed_kernel, grid, out.device, out, *parameters, *codes, *draw, **constants, num_warps=4)
     return out
 
 
-def backward(dy, clips: CodedClips, weight, bias, mask_tokens, position, time, hidden: Hidden, slots: Axes):
+def backward(
+    dy, clips: CodedClips, weight, bias, mask_tokens, position, time, hidden: Hidden, slots: Axes, patches=None
+):
     """Return the gradients of weight, bias, mask tokens, position and time, in the dtype of each."""
     refuse_float64(weight)
     batch, frames, width = dy.shape[0], clips.grid[3], weight.shape[0]
-    tokens, values = math.prod(clips.grid), weight.shape[1]
-    constants = {**_tile(weight), **layout(clips, hidden)}
+    tokens, values = _num_tokens(clips, patches), weight.shape[1]
+    constants = {**_tile(weight), **layout(clips, hidden), **_listed(patches)}
     draw = hidden_arguments(hidden, clips.codes)
     shares = max(1, min(SHARES // batch, triton.cdiv(tokens, constants["TOKENS"])))
     d_weight = torch.empty(batch, shares, values, width, dtype=torch.float32, device=dy.device)
@@ -284,18 +300,30 @@ def backward(dy, clips: CodedClips, weight, bias, mask_tokens, position, time, h
         d_bias,
         *codes,
         *draw,
+        codes[0] if patches is None else patches.contiguous(),
         **constants,
         num_warps=4,
     )
     if constants["MODE"] == NONE.value:
         d_token = torch.zeros_like(mask_tokens, dtype=torch.float32)
     else:
-        d_token = _mask_token_gradient(dy, mask_tokens, draw, slots, clips, constants)
+        places = codes[0] if patches is None else places_in_list(patches, len(position))
+        d_token = _mask_token_gradient(dy, mask_tokens, (*draw, places), slots, clips, constants)
     rows = dy.view(batch, -1, frames, width)
     d_position, d_time = rows.sum((0, 2), dtype=torch.float32), rows.sum((0, 1), dtype=torch.float32)
+    if patches is not None:
+        d_position = d_position.new_zeros(position.shape).index_copy_(0, patches.long(), d_position)
     grads = (d_weight.sum((0, 1)).t().contiguous(), d_bias.sum((0, 1)), d_token, d_position, d_time)
     like = (weight, bias, mask_tokens, position, time)
     return tuple(g.to(p.dtype) for g, p in zip(grads, like, strict=True))
+
+
+def _listed(patches: torch.Tensor | None) -> dict[str, int]:
+    return {"LISTED": 0 if patches is None else len(patches)}
+
+
+def _num_tokens(clips: CodedClips, patches: torch.Tensor | None) -> int:
+    return math.prod(clips.grid) if patches is None else len(patches) * clips.grid[3]
 
 
 def _mask_token_gradient(dy, mask_tokens, draw, slots: Axes, clips: CodedClips, constants) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Decoder head and masked squared error against int8 codes in one operator; its gradients are made in the forward.
 
-Legend: B clips, T frames, M positions, N = M*T tokens in natural order, P values of a patch, C channels.
+Legend: B clips, T frames, M positions, K those of a list, N = M*T (or K*T) tokens in natural order, P values of a
+patch, C channels.
 """
 
 import math
@@ -8,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips import CodedClips, Hidden, check_patches
 from fmri_scale.kernels.loss.op import hidden_values_op, masked_loss_op
 from fmri_scale.kernels.windows import Axes
 
@@ -23,6 +24,7 @@ def masked_loss(
     hidden: Hidden,
     brain_only: bool = True,
     backend: str = "auto",
+    patches_K: Tensor | None = None,
 ) -> Tensor:
     """Score features @ weight.T + bias against the patches of the hidden tokens.
 
@@ -43,6 +45,9 @@ def masked_loss(
         Count the brain's voxels alone; otherwise all voxels of hidden patches, outside ones too.
     backend : str
         `auto`, `torch` or `triton`.
+    patches_K : Tensor, optional
+        int32, the positions that have features, each once, N = K*T in that order; other hidden tokens do not count.
+        None: all. `hidden` is that of the whole grid all the same.
 
     Returns
     -------
@@ -60,7 +65,7 @@ def masked_loss(
     batch, width, values = clips.codes.shape[0], features_BNC.shape[-1], math.prod(clips.patch)
     hidden.check(batch, clips.grid)
     expected = {
-        "features": (features_BNC, (batch, math.prod(clips.grid), width)),
+        "features": (features_BNC, (batch, check_patches(patches_K, clips.grid) * clips.grid[3], width)),
         "weight": (weight_PC, (values, width)),
         "bias": (bias_P, (values,)),
     }
@@ -72,7 +77,7 @@ def masked_loss(
     wanted = torch.is_grad_enabled() and any(v.requires_grad for v in (features_BNC, weight_PC, bias_P))
     *tensors, image, patch = clips
     *draw, unit = hidden
-    inputs = (features_BNC, weight_PC, bias_P, *tensors, *draw)
+    inputs = (features_BNC, weight_PC, bias_P, *tensors, *draw[:3], patches_K, *draw[3:])
     return masked_loss_op(*inputs, list(image), list(patch), list(unit), brain_only, wanted, backend)[0]
 
 

@@ -2,9 +2,26 @@
 
 import torch
 
-from fmri_scale.kernels.embed.cases import ClipCase, base_case, make_clips, make_hidden, meta_inputs, random_cases
+from fmri_scale.kernels.embed.cases import (
+    ClipCase,
+    base_case,
+    make_clips,
+    make_hidden,
+    make_patches,
+    meta_inputs,
+    random_cases,
+)
 
-__all__ = ["ClipCase", "base_case", "make_clips", "make_hidden", "make_inputs", "meta_inputs", "random_cases"]
+__all__ = [
+    "ClipCase",
+    "base_case",
+    "make_clips",
+    "make_hidden",
+    "make_inputs",
+    "make_patches",
+    "meta_inputs",
+    "random_cases",
+]
 
 
 def make_inputs(case: ClipCase, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fmri_scale.kernels.clips import CodedClips, Hidden, patch_places, patch_series, remembered_tokens
+from fmri_scale.kernels.clips import (
+    CodedClips,
+    Hidden,
+    patch_places,
+    patch_series,
+    pick,
+    pick_tokens,
+    remembered_tokens,
+)
 from fmri_scale.kernels.threads import blocks_of, run_blocks
 from fmri_scale.kernels.windows import Axes
 
@@ -25,9 +33,10 @@ def forward(
     hidden: Hidden,
     brain_only: bool,
     with_gradients: bool,
+    patches_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the loss and its gradients to features, weight and bias (empty unless `with_gradients`)."""
-    work = _Scoring(clips, features_BNC, weight_PC, bias_P, hidden, brain_only)
+    work = _Scoring(clips, features_BNC, weight_PC, bias_P, hidden, brain_only, patches_K)
     squares = torch.zeros(len(work.blocks), dtype=work.dtype, device=weight_PC.device)
     d_features = torch.zeros_like(work.features) if with_gradients else features_BNC.new_empty(0)
     shares = len(work.blocks) if with_gradients else 0
@@ -59,15 +68,16 @@ def hidden_values(values_M: Tensor, hidden: Hidden, batch: int, grid: Axes) -> T
 class _Scoring:
     """What counts of a batch, and how it is cut into blocks."""
 
-    def __init__(self, clips, features_BNC, weight_PC, bias_P, hidden: Hidden, brain_only: bool) -> None:
+    def __init__(self, clips, features_BNC, weight_PC, bias_P, hidden: Hidden, brain_only: bool, patches_K) -> None:
         self.clips, self.features = clips, features_BNC.contiguous()
         self.dtype = torch.promote_types(features_BNC.dtype, torch.float32)
         self.head, self.bias = weight_PC.to(self.dtype), bias_P.to(self.dtype)
-        self.places, batch, frames = patch_places(clips), len(features_BNC), clips.grid[3]
+        self.places, batch, frames = pick(patch_places(clips), patches_K, 0), len(features_BNC), clips.grid[3]
         self.codes = [codes.t().contiguous() for codes in clips.codes]
         self.counted_MP = self.places >= 0 if brain_only else torch.ones_like(self.places, dtype=torch.bool)
         values_M = self.counted_MP.sum(1)
         hidden_BN = remembered_tokens(hidden, batch, clips.grid, features_BNC.device)
+        hidden_BN = pick_tokens(hidden_BN, patches_K, frames)
         self.scored_BMT = hidden_BN.view(batch, -1, frames) & (values_M > 0)[:, None]
         count_B = (hidden_BN.view(batch, -1, frames).sum(2) * values_M).sum(1).clamp(min=1)
         self.weight_B = (1.0 / (batch * count_B).double()).to(self.dtype)

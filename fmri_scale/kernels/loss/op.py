@@ -28,6 +28,7 @@ def masked_loss_op(
     given: Tensor | None,
     epoch: Tensor | None,
     clip_ids: Tensor | None,
+    patches: Tensor | None,
     seed: int,
     num_hidden: int,
     image: Sequence[int],
@@ -41,7 +42,7 @@ def masked_loss_op(
     clips = CodedClips(codes, scale, gain, shift, outside, lookup, tuple(image), tuple(patch))  # type: ignore[arg-type]
     hidden = Hidden(given, epoch, clip_ids, seed, num_hidden, tuple(unit))  # type: ignore[arg-type]
     module = implementation("loss", backend, codes.device)
-    return contiguous(module.forward(clips, features, weight, bias, hidden, brain_only, with_gradients))
+    return contiguous(module.forward(clips, features, weight, bias, hidden, brain_only, with_gradients, patches))
 
 
 @masked_loss_op.register_fake

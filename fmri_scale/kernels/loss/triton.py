@@ -8,11 +8,13 @@ The gradient is multiplied as prediction minus truth and scaled afterwards in fl
 for its dtype.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
-from fmri_scale.kernels.clips import CodedClips, Hidden
+from fmri_scale.kernels.clips import CodedClips, Hidden, places_in_list
 from fmri_scale.kernels.clips_jit import (
     clip_arguments,
     hidden_layout,
@@ -20,6 +22,7 @@ from fmri_scale.kernels.clips_jit import (
     load_affine,
     load_values,
     refuse_float64,
+    row_of,
 )
 from fmri_scale.kernels.jit import launch
 from fmri_scale.kernels.loss.visits import count_of, factor_of, values_of, visited, visits_of
@@ -68,9 +71,10 @@ def loss_feature_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Share of the loss of TOKENS visits (axis 0) of a clip (axis 1), and the gradient of their features."""
-    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    N: tl.constexpr = (LISTED if LISTED > 0 else GRID[0] * GRID[1] * GRID[2]) * GRID[3]
     P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
     clip = tl.program_id(1)
     visits = tl.load(visits_ptr + clip)
@@ -89,11 +93,12 @@ def loss_feature_kernel(
         LEFT,
         RIGHT,
         ROUNDS,
+        LISTED,
     )
-    ok = ok & (tl.load(values_ptr + token // GRID[3], mask=ok, other=0) > 0)
+    row, ok = _scored(token, ok, values_ptr, GRID, LISTED)
     c = tl.arange(0, CHANNELS)
     wide = ok[:, None] & (c < C)[None, :]
-    rows = clip.to(tl.int64) * N * C + token[:, None] * C + c[None, :]
+    rows = clip.to(tl.int64) * N * C + row[:, None] * C + c[None, :]
     features = tl.load(features_ptr + rows, mask=wide, other=0.0)
     affine = load_affine(gain_ptr, shift_ptr, outside_ptr, clip)
     codes_ptr += clip.to(tl.int64) * GRID[3] * num_voxels
@@ -166,10 +171,11 @@ def loss_head_kernel(
     LEFT: tl.constexpr,
     RIGHT: tl.constexpr,
     ROUNDS: tl.constexpr,
+    LISTED: tl.constexpr,
 ):
     """Gradient of VALUES rows (axis 1) of the head, over a share (axis 0) of a clip's visits (axis 2), into
     (clips, shares, P, C) and (clips, shares, P)."""
-    N: tl.constexpr = GRID[0] * GRID[1] * GRID[2] * GRID[3]
+    N: tl.constexpr = (LISTED if LISTED > 0 else GRID[0] * GRID[1] * GRID[2]) * GRID[3]
     P: tl.constexpr = PATCH[0] * PATCH[1] * PATCH[2]
     clip = tl.program_id(2)
     shares = tl.num_programs(0)
@@ -197,9 +203,10 @@ def loss_head_kernel(
             LEFT,
             RIGHT,
             ROUNDS,
+            LISTED,
         )
-        ok = ok & (tl.load(values_ptr + token // GRID[3], mask=ok, other=0) > 0)
-        rows = clip.to(tl.int64) * N * C + token[:, None] * C + c[None, :]
+        row, ok = _scored(token, ok, values_ptr, GRID, LISTED)
+        rows = clip.to(tl.int64) * N * C + row[:, None] * C + c[None, :]
         features = tl.load(features_ptr + rows, mask=ok[:, None] & (c < C)[None, :], other=0.0)
         _, difference = _difference(
             features,
@@ -227,6 +234,16 @@ def loss_head_kernel(
     inside = (v < P)[:, None] & (c < C)[None, :]
     tl.store(dweight_ptr + share * C + v[:, None] * C + c[None, :], dweight * factor, mask=inside)
     tl.store(dbias_ptr + share + v, dbias * factor, mask=v < P)
+
+
+@triton.jit
+def _scored(token, ok, values_ptr, GRID: tl.constexpr, LISTED: tl.constexpr):
+    """Rows of tokens, and which of `ok` have values that count. `values_ptr` says how many those of a position are or,
+    of listed patches, where it stands in the list, -1 where nothing counts."""
+    if LISTED > 0:
+        return row_of(token, ok, values_ptr, GRID, LISTED)
+    else:
+        return token, ok & (tl.load(values_ptr + token // GRID[3], mask=ok, other=0) > 0)
 
 
 @triton.jit
@@ -274,20 +291,24 @@ def _difference(
     return w, tl.where(counted, difference, 0.0)
 
 
-def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_only: bool, with_gradients: bool):
+def forward(
+    clips: CodedClips, features, weight, bias, hidden: Hidden, brain_only: bool, with_gradients: bool, patches=None
+):
     """Return the loss and its gradients; arguments as `fmri_scale.kernels.loss.masked_loss`."""
     refuse_float64(features)
     device = features.device
     features, weight, bias = features.contiguous(), weight.contiguous(), bias.contiguous()
     batch = clips.codes.shape[0]
-    most, visits = visits_of(hidden, batch, clips.grid, clips.codes.device)
-    values = values_of(clips, brain_only)
+    most, visits = visits_of(hidden, batch, clips.grid, clips.codes.device, patches)
+    places = None if patches is None else places_in_list(patches, math.prod(clips.grid[:3]))
+    values = values_of(clips, brain_only, places)
     constants = {**_tile(weight), "BRAIN_ONLY": brain_only, **layout(clips, hidden)}
+    constants["LISTED"] = 0 if patches is None else len(patches)
     factor = factor_of(values, visits, most, batch, constants)
     programs = triton.cdiv(max(1, most), constants["TOKENS"])
     squares = torch.empty(batch, programs, dtype=torch.float32, device=device)
     d_features = torch.zeros_like(features) if with_gradients else features.new_empty(0)
-    head = (features, weight, bias, factor, values)
+    head = (features, weight, bias, factor, values if places is None else places.masked_fill_(values == 0, -1))
     rest = (*clip_arguments(clips), *visits)
     launch(
         loss_feature_kernel,
@@ -315,7 +336,7 @@ def forward(clips: CodedClips, features, weight, bias, hidden: Hidden, brain_onl
 def hidden_values(values, hidden: Hidden, batch: int, grid: Axes) -> torch.Tensor:
     """Arguments and result as `fmri_scale.kernels.loss.hidden_values`."""
     most, visits = visits_of(hidden, batch, grid, values.device)
-    return count_of(values.contiguous(), visits, most, batch, hidden_layout(hidden, grid))
+    return count_of(values.contiguous(), visits, most, batch, {**hidden_layout(hidden, grid), "LISTED": 0})
 
 
 def _tile(weight: torch.Tensor) -> dict[str, int]:

@@ -33,6 +33,21 @@ def test_tokens_and_gradients(case):
     assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("case", PICKED + cases.random_cases(9, seed=4), ids=str)
+def test_listed_patches(case, share):
+    clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, share)
+    values = cases.make_parameters(case, torch.float32)
+    inputs = [v.clone().requires_grad_() for v in values.values()]
+    exact = [v.double().requires_grad_() for v in values.values()]
+    tokens, grads = run(embed, clips, hidden, case.slots, inputs, backend="triton", patches_K=patches)
+    tokens_ref, grads_ref = run(reference.forward, clips, hidden, case.slots, exact, patches_K=patches)
+    assert tokens.shape == tokens_ref.shape == (case.batch, len(patches) * case.frames, case.width)
+    assert distance(tokens, tokens_ref) < 1e-6
+    errors = {name: distance(g, r) for name, g, r in zip(values, grads, grads_ref, strict=True)}
+    assert max(errors.values()) < 1e-5, errors
+
+
 def test_hidden_voxels_are_not_read():
     case = cases.ClipCase(1, (4, 4, 4), (2, 2, 2), 6, 8, "given")
     clips, parameters = cases.make_clips(case), cases.make_parameters(case, torch.float32).values()

@@ -30,6 +30,23 @@ def test_loss_and_gradients(case, brain_only):
     assert max(errors.values()) < 1e-5, errors
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("case", PICKED + cases.random_cases(6, seed=7), ids=str)
+def test_listed_patches(case, share):
+    clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, share)
+    values = cases.make_inputs(case, torch.float32)
+    values["features"] = values["features"][:, : len(patches) * case.frames]
+    inputs = [v.clone().requires_grad_() for v in values.values()]
+    exact = [v.double().requires_grad_() for v in values.values()]
+    for brain_only in (True, False):
+        loss = masked_loss(clips, *inputs, hidden, brain_only, backend="triton", patches_K=patches)
+        loss_ref = reference.loss(clips, *exact, hidden, brain_only, patches)
+        torch.testing.assert_close(loss.double(), loss_ref, rtol=1e-6, atol=0)
+        grads, grads_ref = torch.autograd.grad(loss, inputs), torch.autograd.grad(loss_ref, exact)
+        errors = {name: distance(g, r) for name, g, r in zip(values, grads, grads_ref, strict=True)}
+        assert max(errors.values()) < 1e-5, errors
+
+
 def test_tokens_that_are_seen_are_not_read():
     case = cases.ClipCase(1, (4, 4, 4), (2, 2, 2), 6, 8, "given")
     clips, inputs = cases.make_clips(case), cases.make_inputs(case, torch.float32)
