@@ -25,8 +25,8 @@ from loader_scale import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
-    'corpora.planted.settings={"subjects": 24, "volumes": 32}',
-    'corpora.nothing.settings={"subjects": 24, "volumes": 32, "null": true, "seed": 1}',
+    'corpora.planted.settings=\'{"subjects": 24, "volumes": 32}\'',
+    'corpora.nothing.settings=\'{"subjects": 24, "volumes": 32, "null": true, "seed": 1}\'',
     "arms.token=[mask.strategy=token, mask.ratio=0.5, optim.steps=60, checkpoint.every_steps=20]",
     "seeds=[0]", "attribution.planted.permutations=200", "attribution.planted.clips=2",
 )  # fmt: skip
