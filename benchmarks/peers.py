@@ -30,7 +30,6 @@ NEVER = (
     "training step on a GPU, beside the published NeuroSTORM (`benchmarks/step.py --published DIR` is ready) and SwiFT",
     "any kernel on a GPU (`benchmarks/kernels.py` is ready; `results/static.md` counts compiled instructions)",
     "whole runs on GPUs: frames/s, MFU, data wait, scaling (`benchmarks/throughput.py` is ready)",
-    "the published NeuroSTORM's training step on a CPU in one run with ours (`benchmarks/step_published.py` is ready)",
     "the time that the published code takes from an empty machine to its first training step",
     "anything on more than one machine, and any real object store",
 )
