@@ -19,7 +19,8 @@ from tests.helpers.tiny_training import arguments, write_tiny_corpus
 pytestmark = pytest.mark.dist
 
 MOMENTS = int(os.environ.get("FMRI_SCALE_KILLS", "2"))
-STEPS = 8 + 15 * MOMENTS
+STEPS = 80 + 12 * MOMENTS
+"So many that a run whose launcher is killed is not through before it is told to stop."
 END_S = 120.0
 "Seconds after which nothing may be left: --grace, what the supervisor waits for stragglers, and a slow machine."
 KEPT = ("step", "loss", "lr", "grad_norm", "masked_fraction", "clips", "clip_hash", "epoch")
