@@ -21,7 +21,7 @@ from fmri_scale.data.request import ClipRequest, SlotLayout, SlotViews
 EXPONENT = np.uint16(0x7C00)
 "Bits of a float16 that are all set in infinities and NaN only."
 
-PIECE_BYTES = 2**20
+PIECE_BYTES = 2**19
 "Most that is read before it is checked, where a source gives pieces: what still lies in the cache is checked faster."
 
 MOST_FINITE = 2**16
