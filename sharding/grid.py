@@ -10,6 +10,7 @@ closest RAS frame, whose origin is rounded to a micrometre-scale step because a 
 """
 
 import functools
+import threading
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -122,22 +123,28 @@ class Sampler:
             blocks.append((rows, weights))
         return used, blocks
 
-    @functools.cached_property
-    def _side_by_side(self) -> np.ndarray:
-        """Memory for FRAMES_AT_A_TIME values of each voxel with a weight: new memory costs more than to fill it."""
-        return np.empty(self._blocks[0].size * FRAMES_AT_A_TIME, dtype=np.float32)
-
     def _interpolate(self, frames: np.ndarray, out: np.ndarray) -> None:
         used, blocks = self._blocks
         num_frames = len(frames)
         width = num_frames + -num_frames % 4  # processors add four at once
-        voxels = self._side_by_side[: used.size * width].reshape(used.size, width)
+        voxels = _side_by_side(used.size * width).reshape(used.size, width)
         voxels[:, num_frames:] = 0
         for first in range(0, used.size, PIECE_VOXELS):
             piece = slice(first, first + PIECE_VOXELS)
             voxels[piece, :num_frames] = frames.take(used[piece], axis=1, mode="clip").T
         for rows, weights in blocks:
             out[:, rows] = (weights @ voxels).T[:num_frames]
+
+
+_scratch = threading.local()
+"Of each thread, since runs of one space share their sampler."
+
+
+def _side_by_side(size: int) -> np.ndarray:
+    """Memory of this thread, float32 (size,), used again and again: new memory costs more than to fill it."""
+    if getattr(_scratch, "values", np.empty(0)).size < size:
+        _scratch.values = np.empty(size, dtype=np.float32)
+    return _scratch.values[:size]
 
 
 def image_frame(shape: tuple[int, ...], affine: np.ndarray, name: str) -> Frame:

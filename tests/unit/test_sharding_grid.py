@@ -1,5 +1,7 @@
 """The canonical grid: exact where it can be, the same bits for every storage order, in agreement with nilearn."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -149,3 +151,15 @@ def test_mask_hash_tells_masks_apart() -> None:
     other[48, 48, 48] = ~other[48, 48, 48]
     assert mask_sha256(other) != mask_sha256(brain_mask())
     assert mask_sha256(other.astype(np.uint8)) == mask_sha256(other)
+
+
+def test_threads_that_share_a_sampler_do_not_disturb_each_other() -> None:
+    """Runs of one space share their plan; each thread has memory of its own to work in."""
+    image = volume((40, 48, 40), 4.5, (-88.0, -124.0, -70.0))
+    sampler = grid_sampler(image_frame(image.shape[:3], image.affine, "image"), WANTED)
+    assert not sampler.exact
+    runs = np.random.default_rng(1).standard_normal((8, 16, 40 * 48 * 40)).astype(np.float32)
+    alone = [sampler(run) for run in runs]
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in zip(pool.map(sampler, [*runs, *runs, *runs]), alone * 3, strict=True):
+            np.testing.assert_array_equal(found, expected)
