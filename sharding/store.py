@@ -126,7 +126,10 @@ _spare: list[np.ndarray] = []
 
 def _memory(size: int) -> np.ndarray:
     """Uninitialised float32 (size,)."""
-    spare = _spare.pop() if _spare else np.empty(0, dtype=np.float32)
+    try:
+        spare = _spare.pop()
+    except IndexError:  # asked for, not looked up first: another thread may take it in between
+        spare = np.empty(0, dtype=np.float32)
     return spare[:size] if size <= spare.size else np.empty(size, dtype=np.float32)
 
 
