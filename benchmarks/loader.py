@@ -3,8 +3,10 @@
 python benchmarks/loader.py [--data DIR] [--rounds 5] [--peers-python PYTHON]
 
 In every round each system runs once, in a process of its own, so that what else the machine does meets all alike; the
-medians over rounds are reported. See loader_data.py for the data (from the page cache) and loader_child.py for what is
-counted. Writes benchmarks/results/loader_MACHINE.json and .md.
+medians over rounds are reported. See loader_data.py for the data and loader_child.py for what is counted. The data come
+from the page cache, and all of them have come there in one way, by a read from end to end (as copying or verifying a
+corpus does): how finely a writer wrote decides how the kernel's pages lie, and moves these figures by up to a fifth.
+Writes benchmarks/results/loader_MACHINE.json and .md.
 
 The peers are no dependencies of this project. Install them elsewhere, for example
 
@@ -63,6 +65,7 @@ def main() -> None:
     _run(sys.executable, "loader_data.py", str(args.data), "corpus", "clips")
     for peer in present:
         _run(args.peers_python, "loader_data.py", str(args.data), PEERS[peer][1])
+    bring_into_cache(args.data)
     cases = [case for case in COMPARED if case[0] not in PEERS or case[0] in present] + ABOUT_US
     found: dict[Any, list[dict[str, float]]] = {case: [] for case in cases}
     loads = [os.getloadavg()[0]]
@@ -82,6 +85,16 @@ def main() -> None:
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
+
+
+def bring_into_cache(folder: Path) -> None:
+    """Have every file under a folder in the page cache as reading from end to end leaves it, not as writing did."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while file.read(2**20):
+                pass
 
 
 def summary(found: dict[Any, list[dict[str, float]]]) -> dict[str, Any]:
@@ -115,7 +128,8 @@ def report(record: dict[str, Any]) -> str:
     lines = [
         f"# Loader, {record['machine']}, {record['date']}",
         "",
-        "Batches of 4 clips of 20 frames x 272,597 voxels (21.8 MB of codes and 4.4 MB of scale), from the page cache.",
+        "Batches of 4 clips of 20 frames x 272,597 voxels (21.8 MB of codes and 4.4 MB of scale), from the page cache,",
+        "where one read from end to end has brought every system's files.",
         "The consumer copies each batch into memory of its own, except where 'untouched'. Processor seconds are of the",
         f"loader's processes and the consumer together. Medians of {record['rounds']} interleaved rounds; load of the",
         f"machine before, between and after rounds: {', '.join(f'{load:.1f}' for load in record['load'])}.",
