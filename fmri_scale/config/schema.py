@@ -181,7 +181,7 @@ class DataConfig:
 
 @dataclass
 class AugmentConfig:
-    """Changes to clips on the device, drawn from (seed, epoch, clip id); all off by default."""
+    """Changes to clips of training on the device, drawn from (seed, epoch, clip id); all off by default."""
 
     rotation_deg: float = 0.0
     "Largest rotation about each axis, one for a whole clip, in degrees."

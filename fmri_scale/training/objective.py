@@ -83,8 +83,8 @@ class ClipInput:
 
         Of stretches that are longer than a clip (views.py) they are views of two clips each.
 
-        `step` is the number of optimizer steps done, for a mask with a schedule; None takes the schedule's end, so
-        that validation measures the same task throughout.
+        `step` is the number of optimizer steps done, for a mask with a schedule. None stands for validation, which
+        measures one task throughout: the schedule's end, on clips as they were recorded, without augmentation.
         """
         if self.config.objective.contrasts and batch.codes.shape[1] > self.config.model.num_frames:
             return self._views(batch, step)
@@ -99,18 +99,19 @@ class ClipInput:
 
     @torch.no_grad()
     def volumes(self, batch: ClipBatch, step: int | None = None) -> tuple[Tensor, TokenMask, Tensor | None]:
-        """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain."""
-        volume = self._volume(batch, self.config.seed)
-        if self._atlas is not None and moves(self.config.augment):
+        """Return volume `[B, 1, X, Y, Z, T]` float32, the drawn mask, and the brain; `step` as for a call."""
+        changes = AugmentConfig() if step is None else self.config.augment
+        volume = self._volume(batch, self.config.seed, changes)
+        if self._atlas is not None and moves(changes):
             return volume, self._moved_mask(batch, self._atlas, step), self.brain
         epoch, clip_id = batch.epoch.to(self.device), batch.clip_id.to(self.device)
         return volume, self._mask(epoch, clip_id, self._anatomy, step), self.brain
 
-    def _volume(self, batch: ClipBatch, seed: int) -> Tensor:
+    def _volume(self, batch: ClipBatch, seed: int, changes: AugmentConfig) -> Tensor:
         config, on_device = self.config, batch.to(self.device)
         volume = decode(on_device, config.data.normalisation, self._mask_index, config.model.image_size)
         outside = on_device.background if config.data.normalisation == "run_z" else None
-        return augment(volume, batch, config.augment, seed, outside, self._inside)
+        return augment(volume, batch, changes, seed, outside, self._inside)
 
     def _views(self, batch: ClipBatch, step: int | None) -> tuple[ClipViews, TokenMask, Tensor | None]:
         """Return two clips of each stretch, and both again under other changes where these are compared."""
@@ -119,7 +120,8 @@ class ClipInput:
         clips = [cut(batch, starts[:, i], frames) for i in (0, 1)]
         volume, mask, brain = self.volumes(clips[0], step)
         seeds = [view_seed(seed, view) for view in range(self.config.objective.views)]
-        volumes = [volume, *(self._volume(clips[view % 2], seeds[view]) for view in range(1, len(seeds)))]
+        changes = self.config.augment
+        volumes = [volume, *(self._volume(clips[view % 2], seeds[view], changes) for view in range(1, len(seeds)))]
         epoch, clip_id = batch.epoch.to(self.device), batch.clip_id.to(self.device)
         keys = torch.stack([clip_keys(own, epoch, clip_id) for own in seeds])
         return ClipViews(torch.stack(volumes), keys), mask, brain

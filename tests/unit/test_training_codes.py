@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,6 +16,7 @@ from fmri_scale.models import MaskedAutoencoder, TokenMask
 from fmri_scale.models.masking import draw_mask
 from fmri_scale.training.build import tell_brain
 from fmri_scale.training.objective import ClipInput, Objective
+from sharding.format import GRID_AFFINE, GRID_SHAPE
 from tests.helpers.corpora import Segment, write_corpus
 
 FRAMES = 6
@@ -153,6 +156,21 @@ def test_what_needs_volumes_gets_volumes(corpus, changes):
     volume, _, brain = prepare(batch)
     assert volume.shape == (2, 1, *prepare.config.model.image_size, FRAMES)
     assert brain.shape == tuple(prepare.config.model.image_size)
+
+
+def test_validation_sees_clips_as_they_were_recorded(corpus, tmp_path):
+    x, y, z = np.indices(GRID_SHAPE) // 12
+    nib.save(nib.Nifti1Image((1 + x + 8 * (y + 8 * z)).astype(np.int16), GRID_AFFINE), tmp_path / "cubes.nii.gz")
+    regions = {"mask__strategy": "region", "mask__atlas": tmp_path / "cubes.nii.gz"}
+    changed = {"augment__rotation_deg": 30.0, "augment__translation_mm": 20.0, "augment__noise_sd": 0.5}
+    prepare, batch = first_batch(configured(corpus, **changed, **regions))
+    still, _ = first_batch(configured(corpus, data__normalisation="run_z", **regions))
+    plain = still.volumes(batch)
+    measured, trained = prepare(batch), prepare(batch, step=0)
+    assert torch.equal(measured[0], plain[0])
+    assert torch.equal(measured[1].hidden, plain[1].hidden)
+    assert not torch.equal(trained[0], plain[0])
+    assert not torch.equal(trained[1].hidden, plain[1].hidden)  # the regions move with the clip
 
 
 def test_codes_of_another_image_are_refused(corpus):
