@@ -44,7 +44,6 @@ def main(corpus: str, folder: str, steps: str, micro: str) -> None:
     check_ranks(stream)
     save(out / "done.json", stream, rank)
     stream.close()
-    dist.destroy_process_group()
 
 
 def save(path: Path, stream: ClipStream, rank: int) -> None:
@@ -62,3 +61,6 @@ if __name__ == "__main__":
     except DataError as error:
         print(error)
         sys.exit(2)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # without it a rank may abort at exit, when its peer has gone before it

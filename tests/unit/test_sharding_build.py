@@ -262,7 +262,7 @@ def test_killed_build_leaves_whole_shards_and_goes_on_to_the_same_bytes(
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 300
-        while not list(out.glob(".build/*.tmp-*")) and process.poll() is None and time.monotonic() < deadline:
+        while not list(out.glob(".build/*.tar.tmp-*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(number)
         errors = process.communicate(timeout=300)[1]
@@ -295,11 +295,11 @@ def test_two_builds_of_one_corpus_do_not_run_together(source: Path, tmp_path: Pa
     process = subprocess.Popen([sys.executable, "-c", SLOW_BUILD, str(source), str(out)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 300
-        while not list(out.glob(".build/*.tmp-*")) and time.monotonic() < deadline:
+        while not list(out.glob(".build/*.tar.tmp-*")) and time.monotonic() < deadline:
             time.sleep(0.01)
         with pytest.raises(CorpusError, match="another build is at work"):
             make([source], out)
-        assert list(out.glob(".build/*.tmp-*"))
+        assert list(out.glob(".build/*.tar.tmp-*"))
     finally:
         process.kill()
         process.wait()
