@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from loader_data import write_corpus  # beside this file
-from step_cpu import machine_slug, processor
+from machine import processor, slug
 
 from fmri_scale.config import Config, load_config
 from fmri_scale.training.estimate import checkpoint_bytes, devices, estimate
@@ -58,7 +58,7 @@ def main() -> None:
         **measured(args.checkpoints),
     }
     record["presets"] = [share(name, record["bytes_per_s"], record["copy_bytes_per_s"]) for name in JOBS]
-    stem = args.out / f"checkpoint_{machine_slug()}"
+    stem = args.out / f"checkpoint_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))

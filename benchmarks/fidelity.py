@@ -9,7 +9,6 @@ there. Time: waves at other TRs brought to 0.8 s. Writes benchmarks/results/fide
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from datetime import date
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import processor, slug  # beside this file
 from scipy import ndimage
 
 from sharding.format import GRID_AFFINE, GRID_SHAPE
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     record = {
         "date": str(date.today()),
-        "machine": _machine(),
+        "machine": processor(),
         "round_trip": [*made_up(), *(scanned(args.bold) if args.bold else [])],
         "space": [row for fwhm_mm in (3.0, 5.0, 8.0) for row in in_space(fwhm_mm)],
         "time": [row for tr in (0.4, 0.72, 1.5, 2.0, 2.5, 3.0) for row in in_time(tr)],
@@ -50,7 +50,7 @@ def main() -> None:
     }
     text = report(record)
     print(text)
-    stem = args.out / f"fidelity_{_machine()}"
+    stem = args.out / f"fidelity_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text + "\n")
 
@@ -196,12 +196,6 @@ def report(record: dict[str, Any]) -> str:
 
 def _kept(name: str, found: np.ndarray) -> dict[str, Any]:
     return {"series": name, "median": float(np.median(found)), "p5": float(np.percentile(found, 5))}
-
-
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
-    return "-".join([*model.lower().replace("(", " ").replace(")", " ").split()[:2], str(os.cpu_count()), "cores"])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from machine import processor, slug  # beside this file
+
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent
 PEERS = {
@@ -79,9 +81,9 @@ def main() -> None:
                 f"round {number + 1}: {_name(case)}: {_rate(found[case][-1]):.2f} GB per processor second", flush=True
             )
         loads.append(os.getloadavg()[0])
-    record = summary(found) | {"machine": _machine(), "date": str(date.today()), "load": loads, "rounds": args.rounds}
+    record = summary(found) | {"machine": processor(), "date": str(date.today()), "load": loads, "rounds": args.rounds}
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"loader_{_machine()}"
+    stem = args.out / f"loader_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
@@ -171,16 +173,6 @@ def _run(python: str, script: str, *arguments: str) -> str:
     if done.returncode:
         raise SystemExit(f"{script} {' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
     return done.stdout
-
-
-def _machine() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    else:
-        model = "cpu"
-    return "-".join([*model.lower().replace("(", " ").replace(")", " ").split()[:2], str(os.cpu_count()), "cores"])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import processor, slug  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS, GLOBAL_BATCH = 1024, 8192
@@ -44,7 +45,7 @@ def main() -> None:
         return
     make_corpus(args.data / "plan", 218_750, sparse=False)
     make_corpus(args.data / "first", 34_500, sparse=True)
-    record: dict[str, Any] = {"date": str(date.today()), "machine": machine(), "load_before": os.getloadavg()[0]}
+    record: dict[str, Any] = {"date": str(date.today()), "machine": processor(), "load_before": os.getloadavg()[0]}
     for part in PARTS:
         command = [sys.executable, __file__, "--part", part, "--data", str(args.data), "--steps", str(args.steps)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -54,7 +55,7 @@ def main() -> None:
         record[part] = json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(args.data)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"loader_scale_{machine()}"
+    stem = args.out / f"loader_scale_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
@@ -262,13 +263,6 @@ def per_item(action: Callable[[], Any], items: int) -> float:
         action()
         best = min(best, time.process_time() - begin)
     return best / items * 1e6
-
-
-def machine() -> str:
-    """Return a name for this machine's kind, as part of a file name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "cpu")
-    return "-".join([*model.lower().replace("(", " ").replace(")", " ").split()[:2], str(os.cpu_count()), "cores"])
 
 
 def report(record: dict[str, Any]) -> str:

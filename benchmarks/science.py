@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from loader_scale import machine
+from machine import processor, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument("--seeds", default="", help="of known_truth and haxby, such as 0,1; theirs if not given")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     args = parser.parse_args()
-    record = {"machine": machine(), "date": str(date.today()), "load_before": os.getloadavg()[0]}
+    record = {"machine": processor(), "date": str(date.today()), "load_before": os.getloadavg()[0]}
     given = [" --folder DIR" * (args.part == "haxby"), f" --seeds {args.seeds}" * bool(args.seeds)]
     record["command"] = f"python benchmarks/science.py {args.part} WORK{''.join(given)}"
     overrides = [f"seeds=[{args.seeds}]"] * bool(args.seeds) + [f"corpora.haxby.path={args.folder}"] * bool(args.folder)
@@ -60,7 +60,7 @@ def main() -> int:
     record["minutes"] = (time.monotonic() - begun) / 60
     text = page(record)
     print(text)
-    stem = args.out / f"science_{args.part}_{record['machine']}"
+    stem = args.out / f"science_{args.part}_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(text)
     return 0 if all(claim["holds"] for claim in record["claims"]) else 1

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from loader_scale import machine  # noqa: E402
+from machine import processor, slug  # noqa: E402
 
 PROGRAMS = "bash sh env cat cp cut dirname find git head ls ln mkdir mktemp mv realpath rm sed sha256sum sort tr uname"
 COMPILERS = "cc gcc g++ c++ clang nvcc make ninja"
@@ -59,14 +59,14 @@ def main() -> None:
         found = measured(Path(folder), args)
     record = {
         "command": " ".join(["python benchmarks/setup.py", *["--published"] * args.published]),
-        "machine": machine(),
+        "machine": processor(),
         "date": str(date.today()),
         "load": load,
         "packages_from": args.packages_from,
         **found,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"setup_{machine()}"
+    stem = args.out / f"setup_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))

@@ -27,7 +27,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
 from clones import revision  # noqa: E402
-from loader_scale import machine  # noqa: E402
+from machine import processor, slug  # noqa: E402
 from sharding_data import make_run  # noqa: E402
 
 KINDS = {"2mm": "on the lattice (2 mm, TR 0.8 s)", "2.4mm": "resampled (2.4 mm, TR 2.0 s)"}
@@ -51,7 +51,7 @@ def main() -> None:
     clones = {name: getattr(args, name).resolve() for name in ("neurostorm", "swift") if getattr(args, name)}
     record = {
         "command": " ".join(["python benchmarks/sharding_published.py", *(f"--{name} DIR" for name in clones)]),
-        "machine": machine(),
+        "machine": processor(),
         "date": str(date.today()),
         "load": round(os.getloadavg()[0], 2),
         "clones": {name: revision(folder) for name, folder in clones.items()},
@@ -60,7 +60,7 @@ def main() -> None:
         "rows": {kind: measured(kind, clones, args) for kind in args.kinds},
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"sharding_published_{machine()}"
+    stem = args.out / f"sharding_published_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from loader_scale import machine  # noqa: E402
+from machine import processor, slug  # noqa: E402
 from sharding_speed import peak_mb  # noqa: E402
 
 RUNS, FRAMES = 2, 280
@@ -49,10 +49,10 @@ def main() -> None:
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
     make_tree(args.work / "tree", args.subjects)
-    record = {"machine": machine(), "date": str(date.today()), "load": os.getloadavg()[0], "subjects": args.subjects}
+    record = {"machine": processor(), "date": str(date.today()), "load": os.getloadavg()[0], "subjects": args.subjects}
     record["parts"] = {part: _run(args, part) for part in PARTS}
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"sharding_scale_{machine()}"
+    stem = args.out / f"sharding_scale_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))

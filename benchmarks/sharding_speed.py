@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(HERE)]
 
-from loader_scale import machine  # noqa: E402
+from machine import processor, slug  # noqa: E402
 from sharding_data import make_run  # noqa: E402
 
 KINDS = {"2mm": "on the lattice (2 mm, TR 0.8 s)", "2.4mm": "resampled in space and time (2.4 mm, TR 2.0 s)"}
@@ -49,7 +49,7 @@ def main() -> None:
         return
     record = measured(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"sharding_speed_{machine()}"
+    stem = args.out / f"sharding_speed_{slug()}"
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
     print(report(record))
@@ -117,7 +117,7 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         str(args.long): child(args.data, "build", long, 1),
     }
     return {
-        "machine": machine(),
+        "machine": processor(),
         "date": str(date.today()),
         "load": loads,
         "rounds": args.rounds,

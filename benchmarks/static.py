@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import triton
+from machine import processor  # beside this file
 
 from fmri_scale.kernels import aot
 from fmri_scale.kernels.launches import OPERATIONS, Launch, launches, slots
@@ -38,7 +39,7 @@ def main() -> int:
     args = parser.parse_args()
     rows = [row for arch in args.arch for op in args.ops for row in compile_op(arch, op, args.batch)]
     record: dict[str, Any] = {"command": " ".join(["python benchmarks/static.py", *sys.argv[1:]])}
-    record |= {"date": date.today().isoformat(), "machine": machine(), "batch": args.batch}
+    record |= {"date": date.today().isoformat(), "machine": f"{processor()}, no GPU needed", "batch": args.batch}
     record |= {"triton": triton.__version__, "torch": torch.__version__, "python": platform.python_version()}
     record["rows"] = rows
     args.out.mkdir(parents=True, exist_ok=True)
@@ -49,13 +50,6 @@ def main() -> int:
     for row in bad:
         print(f"benchmarks/static.py: {row['kernel']} {row['stage']} on {row['arch']} spills or needs too much shared")
     return 1 if bad else 0
-
-
-def machine() -> str:
-    """Processor of this machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{model}, no GPU needed"
 
 
 def compile_op(arch: str, op: str, batch: int) -> list[dict[str, Any]]:

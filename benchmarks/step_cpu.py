@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import processor, slug  # beside this file
 
 from fmri_scale.config import MaskConfig, ModelConfig, load_config
 from fmri_scale.data import ClipBatch, decode
@@ -49,7 +50,7 @@ def main() -> None:
     steps = measure(config, args.repeats + 1, args.volumes)
     record = summary(args.config.stem, config, steps) | environment(args.threads, load_before)
     record["input"] = "volumes" if args.volumes else "codes"
-    stem = args.out / f"step_cpu_{args.config.stem}{'_volumes' * args.volumes}_{machine_slug()}"
+    stem = args.out / f"step_cpu_{args.config.stem}{'_volumes' * args.volumes}_{slug()}"
     args.out.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     stem.with_suffix(".md").write_text(report(record))
@@ -137,17 +138,6 @@ def environment(threads: int, load: float) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """Return the processor's name and the number of cores."""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-
-
-def machine_slug() -> str:
-    """Return the processor's name as part of a file name."""
-    return "".join(c if c.isalnum() else "-" for c in processor().lower()).replace("--", "-").strip("-")
-
-
 def report(record: dict[str, Any]) -> str:
     """Return the result as Markdown."""
     lines = [
@@ -166,11 +156,6 @@ def report(record: dict[str, Any]) -> str:
     ]
     lines += ["", f"The first step took {record['first_step_s']:.2f} s."]
     return "\n".join(lines) + "\n"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

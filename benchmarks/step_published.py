@@ -28,8 +28,9 @@ from typing import Any
 
 import torch
 from clones import revision  # beside this file
+from machine import slug
 from published import published_model, published_swift
-from step_cpu import ball, codes_in, environment, machine_slug
+from step_cpu import ball, codes_in, environment
 
 from fmri_scale.config import MaskConfig, ModelConfig
 from fmri_scale.kernels.memory import reuse_freed_memory
@@ -76,7 +77,7 @@ def main() -> None:
     record["clones"] = {name: revision(folder) for name, folder in clones.items()}
     record["pairs"] = {}
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = args.out / f"step_published_{machine_slug()}"
+    stem = args.out / f"step_published_{slug()}"
     for what, cases in PAIRS.items():
         if cases[1] not in clones:
             continue

@@ -32,7 +32,7 @@ from typing import Any
 import matplotlib
 import torch
 from loader_data import write_corpus  # beside this file
-from step_cpu import machine_slug, processor
+from machine import processor, slug
 
 from fmri_scale.log import counted
 from fmri_scale.training.launch import Launch, discover
@@ -84,7 +84,7 @@ def main() -> None:
             print(f"{point}: {told}", flush=True)
     if place.rank == 0:
         record = environment(place, args, load_before) | {"rows": rows}
-        stem = args.out / f"throughput_{slug(record['gpu'])}_{place.world_size}-ranks"
+        stem = args.out / f"throughput_{slug(record['machine'])}_{place.world_size}-ranks"
         write(record, stem)
         print(report(record))
 
@@ -242,11 +242,6 @@ def environment(place: Launch, args: argparse.Namespace, load: float) -> dict[st
         "set": args.set,
         "smoke": args.smoke,
     }
-
-
-def slug(gpu: str | None) -> str:
-    """Return the machine as part of a file name."""
-    return machine_slug() if gpu is None else "".join(c if c.isalnum() else "-" for c in gpu)
 
 
 def write(record: dict[str, Any], stem: Path) -> None:

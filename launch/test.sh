@@ -9,5 +9,6 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports --no-cache >/dev/null || lint-imports --no-cache
-# one thread a test process: the processes share the cores; a file's tests stay together, since they share runs
-OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadfile "$@"
+# one thread a test process: the processes share the cores; a file's tests stay together, since they share runs, and
+# files go out in the order of their names: tests/unit, of many short ones, last, so that all cores have work to the end
+OMP_NUM_THREADS=1 python -m pytest -n "${TEST_PROCESSES:-$(nproc)}" --dist loadfile --no-loadscope-reorder "$@"
