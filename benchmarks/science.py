@@ -25,8 +25,7 @@ from machine import processor, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = (
-    'corpora.planted.settings=\'{"subjects": 24, "volumes": 32}\'',
-    'corpora.nothing.settings=\'{"subjects": 24, "volumes": 32, "null": true, "seed": 1}\'',
+    *(f"corpora.{name}.settings.{size}" for name in ("planted", "nothing") for size in ("subjects=24", "volumes=32")),
     "arms.token=[mask.strategy=token, mask.ratio=0.5, optim.steps=60, checkpoint.every_steps=20]",
     "seeds=[0]", "attribution.planted.permutations=200", "attribution.planted.clips=2",
 )  # fmt: skip

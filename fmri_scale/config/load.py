@@ -48,9 +48,10 @@ def load_typed(
     files: Sequence[str | Path] = (),
     overrides: Sequence[str] = (),
     base: dict[str, Any] | None = None,
+    where: str = "defaults",
 ) -> T:
-    """Fill any schema of dataclasses in the same way, without the checks that belong to `Config`."""
-    merged = _merge(schema, OmegaConf.structured(schema), base or {}, "defaults")
+    """Fill any schema of dataclasses in the same way, without the checks that belong to `Config`; `where` is `base`."""
+    merged = _merge(schema, OmegaConf.structured(schema), base or {}, where)
     for file in files:
         for path, content in _with_includes(Path(file), ()):
             merged = _merge(schema, merged, content, str(path))
@@ -104,6 +105,8 @@ def _merge(schema: type, base: DictConfig, content: Any, where: str) -> DictConf
         return typing.cast(DictConfig, OmegaConf.merge(base, _words(content, schema)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{where}: {error.full_key or ''}: {_first_line(error)}") from error
+    except TypeError as error:  # OmegaConf 2.3 given a list where a mapping belongs
+        raise ConfigError(f"{where}: {_first_line(error)}") from error
 
 
 def _words(content: Any, schema: type) -> Any:

@@ -16,8 +16,9 @@ from fmri_scale.evaluation.experiment import run as run_module
 from fmri_scale.evaluation.experiment.arms import Arm, arms_of, resolve, summary
 from fmri_scale.evaluation.experiment.report import fraction_warnings
 from fmri_scale.evaluation.experiment.run import run_experiment
-from fmri_scale.evaluation.experiment.schema import ExperimentConfig, load_experiment
+from fmri_scale.evaluation.experiment.schema import ExperimentConfig, load_experiment, source_settings
 from fmri_scale.evaluation.experiment.steps import digest, once
+from sharding.phantom_truth import TruthSettings
 from tests.helpers.corpora import Segment, small_mask, write_corpus
 from tests.helpers.tiny_run import corpus_facts, write_run
 
@@ -214,7 +215,8 @@ def test_training_that_fails_or_stops_is_an_error_with_the_way_on(tmp_path: Path
         ("tasks.group.corpus=other", "tasks.group.corpus='other'"),
         ("corpora.main.source=web", "expected one of folder"),
         ("corpora.main.path=''", "give the corpus"),
-        ("corpora.main.settings='[1]'", "expected a JSON object"),
+        ("corpora.main.settings=[1]", "corpora.main.settings"),
+        ("corpora.main.settings.subjects=4", "a corpus has none"),
         ("arms.untrained=[mask.ratio=0.5]", "untrained is added by itself"),
         ("table=''", "table must be given"),
     ],
@@ -224,6 +226,25 @@ def test_an_experiment_that_refers_to_nothing_says_so(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         run_experiment(load_experiment([experiment], [override]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("corpora.planted.settings={subject: 4}", r"settings: unknown key 'subject'; did you mean 'subjects'\?"),
+        ("corpora.planted.settings.subjects=many", "settings: subjects: Value 'many'"),
+    ],
+)
+def test_settings_of_a_made_cohort_are_checked_before_anything_is_made(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"corpora.planted.{message}"):
+        load_experiment([SHIPPED / "known_truth.yaml"], [override])
+
+
+def test_settings_given_one_by_one_leave_the_others_as_they_are() -> None:
+    config = load_experiment([SHIPPED / "known_truth.yaml"], ["corpora.nothing.settings.subjects=24"])
+    settings = source_settings(config.corpora["nothing"], "nothing")
+    assert isinstance(settings, TruthSettings)
+    assert (settings.subjects, settings.null, settings.planted_signal) == (24, True, 0.08)
 
 
 @pytest.mark.parametrize("name", ["known_truth", "haxby_objects", "region_vs_random", "masks_ablation", "scaling"])

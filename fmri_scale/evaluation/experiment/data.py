@@ -3,11 +3,11 @@
 import json
 import shutil
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.experiment.schema import CorpusSource, ExperimentConfig, corpus_settings
+from fmri_scale.evaluation.experiment.schema import AdhdSettings, CorpusSource, ExperimentConfig, source_settings
 from fmri_scale.evaluation.experiment.steps import digest, once
 from sharding.cli import main as shards
 from sharding.phantom_truth import TruthSettings, make_truth_cohort
@@ -22,33 +22,24 @@ def make_corpora(config: ExperimentConfig, out: Path) -> None:
         A corpus could not be built or fetched.
     """
     for name, entry in config.corpora.items():
-        settings = corpus_settings(entry, name)
         cohort, corpus = config.cohort(name, out), config.corpus(name, out)
-        if entry.source in ("known_truth", "adhd"):
-            _make_cohort(entry.source, settings, cohort)
+        settings = source_settings(entry, name)
+        if settings is not None:
+            _make_cohort(settings, cohort)
         if entry.source != "corpus":
             _build(name, entry, cohort, corpus)
 
 
-def _make_cohort(source: str, settings: dict[str, Any], images: Path) -> None:
+def _make_cohort(settings: TruthSettings | AdhdSettings, images: Path) -> None:
     def work() -> None:
         shutil.rmtree(images, ignore_errors=True)  # what a killed attempt left
-        if source == "known_truth":
-            for _ in make_truth_cohort(images, _truth_settings(settings)):
+        if isinstance(settings, TruthSettings):
+            for _ in make_truth_cohort(images, settings):
                 pass
         else:
-            _fetch_adhd(images, int(settings.get("n_subjects", 40)))
+            _fetch_adhd(images, settings.n_subjects)
 
-    once(images.parent, digest(source, json.dumps(settings, sort_keys=True)), work)
-
-
-def _truth_settings(settings: dict[str, Any]) -> TruthSettings:
-    if "pairs" in settings:
-        settings = {**settings, "pairs": tuple(tuple(pair) for pair in settings["pairs"])}
-    try:
-        return TruthSettings(**settings)
-    except TypeError as error:
-        raise DataError(f"known_truth settings {settings}: {error}") from error
+    once(images.parent, digest(type(settings).__name__, json.dumps(asdict(settings), sort_keys=True)), work)
 
 
 def _build(name: str, entry: CorpusSource, cohort: Path, corpus: Path) -> None:

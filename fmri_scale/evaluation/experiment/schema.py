@@ -9,9 +9,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fmri_scale.config import load_typed
 from fmri_scale.errors import ConfigError
+from sharding.phantom_truth import TruthSettings
 
 SOURCES = ("folder", "corpus", "known_truth", "adhd")
 
@@ -24,10 +26,17 @@ class CorpusSource:
     "folder (NIfTI to build from), corpus (one that is there), known_truth (synthetic) or adhd (nilearn fetches it)."
     path: str = ""
     "The folder or corpus."
-    settings: str = "{}"
-    "known_truth: what differs from its defaults (subjects, volumes, null, ...); adhd: n_subjects; as JSON."
+    settings: dict[str, Any] = field(default_factory=dict)
+    "known_truth: what differs from its defaults (subjects, volumes, ...); adhd: n_subjects."
     build: list[str] = field(default_factory=list)
     "Arguments of fmri-shards build, for example [--target-tr, native]."
+
+
+@dataclass
+class AdhdSettings:
+    """What can be set of nilearn's ADHD data."""
+
+    n_subjects: int = 40
 
 
 @dataclass
@@ -134,15 +143,16 @@ def load_experiment(files: Sequence[str | Path], overrides: Sequence[str] = ()) 
     return config
 
 
-def corpus_settings(entry: CorpusSource, name: str) -> dict:
-    """Settings of a corpus source; ConfigError where they are no JSON object."""
-    try:
-        found = json.loads(entry.settings)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"corpora.{name}.settings={entry.settings!r}: no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"corpora.{name}.settings={entry.settings!r}: expected a JSON object")
-    return found
+def source_settings(entry: CorpusSource, name: str) -> TruthSettings | AdhdSettings | None:
+    """Return the settings of a source that makes or fetches its images; ConfigError where they do not belong to it."""
+    where = f"corpora.{name}.settings"
+    if entry.source == "known_truth":
+        return load_typed(TruthSettings, base=entry.settings, where=where)
+    if entry.source == "adhd":
+        return load_typed(AdhdSettings, base=entry.settings, where=where)
+    if entry.settings:
+        raise ConfigError(f"{where}={entry.settings}: a {entry.source} has none; they are for known_truth and adhd")
+    return None
 
 
 def _check(config: ExperimentConfig) -> None:
@@ -159,7 +169,7 @@ def _check(config: ExperimentConfig) -> None:
             raise ConfigError(f"corpora.{name}.source={entry.source!r}: expected one of {', '.join(SOURCES)}")
         if entry.source in ("folder", "corpus") and not entry.path:
             raise ConfigError(f"corpora.{name}.path: give the {entry.source} (corpora.{name}.path=...)")
-        corpus_settings(entry, name)
+        source_settings(entry, name)
     for name, task in config.tasks.items():
         if task.corpus not in config.corpora:
             raise ConfigError(f"tasks.{name}.corpus={task.corpus!r}: expected one of {', '.join(config.corpora)}")
