@@ -1,6 +1,6 @@
 """What preprocessing costs a signal: the int8 round trip, resampling in space and in time, and what each takes.
 
-python -m benchmarks.fidelity [--bold DIR]      (as a module: a script beside it is named as the package it measures)
+python benchmarks/fidelity.py [--bold DIR]
 
 DIR holds 4D NIfTI runs of a scanner (*_bold.nii.gz), taken as they lie; made-up series are tried in any case. Space:
 fields of known smoothness, sampled at 2.4 mm off the lattice and brought to the grid, against the same fields known

@@ -1,5 +1,7 @@
 """The Triton embedding, interpreted, against its definition in float64: tokens and every gradient."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ PICKED = [
     cases.ClipCase(1, (4, 4, 6), (2, 2, 3), 20, 72, "drawn", (1, 1, 1, 20)),
     cases.ClipCase(3, (2, 2, 2), (2, 2, 2), 3, 12, "drawn", ratio=1.0),
 ]
+SHARES = [0.0, 0.4, 1.0]
+"Of patches listed; three random cases for each."
 
 
 def run(function, clips, hidden, slots, inputs, **backend):
@@ -33,8 +37,11 @@ def test_tokens_and_gradients(case):
     assert max(errors.values()) < 1e-5, errors
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("case", PICKED + cases.random_cases(9, seed=4), ids=str)
+@pytest.mark.parametrize(
+    ("case", "share"),
+    [*itertools.product(PICKED, SHARES), *zip(cases.random_cases(9, seed=4), 3 * SHARES, strict=True)],
+    ids=str,
+)
 def test_listed_patches(case, share):
     clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, share)
     values = cases.make_parameters(case, torch.float32)

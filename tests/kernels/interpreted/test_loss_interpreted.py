@@ -1,5 +1,7 @@
 """The Triton loss, interpreted, against its definition in float64: the loss and every gradient."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ PICKED = [
     cases.ClipCase(3, (2, 2, 2), (2, 2, 2), 3, 12, "drawn", ratio=1.0),
     cases.ClipCase(2, (2, 2, 2), (2, 2, 2), 3, 12, "drawn", ratio=0.0),
 ]
+SHARES = [0.0, 0.4, 1.0]
+"Of patches listed; two random cases for each."
 
 
 @pytest.mark.parametrize("brain_only", [True, False])
@@ -30,8 +34,11 @@ def test_loss_and_gradients(case, brain_only):
     assert max(errors.values()) < 1e-5, errors
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("case", PICKED + cases.random_cases(6, seed=7), ids=str)
+@pytest.mark.parametrize(
+    ("case", "share"),
+    [*itertools.product(PICKED, SHARES), *zip(cases.random_cases(6, seed=7), 2 * SHARES, strict=True)],
+    ids=str,
+)
 def test_listed_patches(case, share):
     clips, hidden, patches = cases.make_clips(case), cases.make_hidden(case), cases.make_patches(case, share)
     values = cases.make_inputs(case, torch.float32)
