@@ -17,6 +17,7 @@ from fmri_scale.kernels.clips_jit import refuse_float64
 from fmri_scale.kernels.jit import cut, launch
 from fmri_scale.kernels.norm_jit import norm_gradient, normalise, places
 from fmri_scale.kernels.project import cpu
+from fmri_scale.kernels.tuning import architecture
 
 WIDEST = {torch.float32: 16, torch.bfloat16: 128}
 "Channels at most: products in float32 need registers for their operands."
@@ -189,8 +190,10 @@ def _constants(x: torch.Tensor, weight: torch.Tensor, eps: float) -> dict:
 
 
 def _gradient_tile(x: torch.Tensor, inner: int) -> dict[str, int]:
-    tokens = 32 if x.dtype == torch.bfloat16 and x.shape[-1] <= NARROW else 16
-    return {**cut(inner), "TOKENS": tokens, "num_warps": 8, "num_stages": 2}
+    # AMD: what is fetched ahead lies in shared memory, of which there is a quarter of NVIDIA's, or spills registers.
+    nvidia = architecture(x.device).startswith("sm_")
+    tokens = 32 if nvidia and x.dtype == torch.bfloat16 and x.shape[-1] <= NARROW else 16
+    return {**cut(inner), "TOKENS": tokens, "num_warps": 8, "num_stages": 2 if nvidia else 1}
 
 
 def _by_torch(x: torch.Tensor) -> bool:
