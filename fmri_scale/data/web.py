@@ -50,7 +50,7 @@ class HttpStore:
                 raise NoRangesError(f"{url}: the server does not give byte ranges; set data.access=stream", final=True)
             if answer.status != 206:
                 raise answer.fault()
-            _check_range(url, answer.headers, offset, wanted, size)
+            _check_range(answer, offset, wanted, size)
             answer.fill(buffers, time.monotonic() + self._deadline_s(wanted))
 
     def chunks(self, url: str, size: int) -> Iterator[bytes]:
@@ -58,8 +58,8 @@ class HttpStore:
         with _Answer(self, url, {}) as answer:
             if answer.status != 200:
                 raise answer.fault()
-            length = answer.headers.get("Content-Length")
-            if length is not None and int(length) != size:
+            length = answer.length
+            if length is not None and length != size:
                 raise ReadFault(f"{url}: {length} bytes, the corpus says {size}")
             deadline = time.monotonic() + self._deadline_s(size)
             left = size
@@ -90,8 +90,7 @@ class HttpStore:
         with _Answer(self, url, {}, "HEAD") as answer:
             if answer.status != 200:
                 raise answer.fault()
-            length = answer.headers.get("Content-Length")
-            return None if length is None else int(length)
+            return answer.length
 
     def open(self, url: str, headers: dict[str, str], method: str) -> BaseHTTPResponse:
         """Send a request; return the answer, its body unread."""
@@ -142,6 +141,14 @@ class _Answer:
             self._response.close()
         self._response.release_conn()
 
+    @property
+    def length(self) -> int | None:
+        """Bytes that the server announces; None where it does not say."""
+        text = self.headers.get("Content-Length")
+        if text is not None and not (text.isascii() and text.isdigit()):
+            raise ReadFault(f"{self.url}: the server announces {text!r} bytes")
+        return None if text is None else int(text)
+
     def fault(self) -> ReadFault:
         return ReadFault(f"{self.url}: HTTP {self.status} {self._response.reason or ''}".rstrip(), self.status in FINAL)
 
@@ -177,8 +184,9 @@ class _Answer:
             raise ReadFault(f"{self.url}: more bytes than were asked for")
 
 
-def _check_range(url: str, headers: "urllib3.HTTPHeaderDict", offset: int, wanted: int, size: int) -> None:
+def _check_range(answer: _Answer, offset: int, wanted: int, size: int) -> None:
     """Raise ReadFault unless the answer is the range asked for, of an object of the size that the corpus says."""
+    url, headers, length = answer.url, answer.headers, answer.length
     if headers.get("Content-Encoding", "identity") != "identity":
         raise ReadFault(f"{url}: the server compresses what it sends; shards are plain tars", final=True)
     text = headers.get("Content-Range", "")
@@ -187,8 +195,7 @@ def _check_range(url: str, headers: "urllib3.HTTPHeaderDict", offset: int, wante
         raise ReadFault(f"{url}: asked for bytes {offset}-{offset + wanted - 1}, the server says {text!r}")
     if match[3] not in ("*", str(size)):
         raise ReadFault(f"{url}: {match[3]} bytes, the corpus says {size}; it is not the shard of this corpus", True)
-    length = headers.get("Content-Length")
-    if length is not None and int(length) != wanted:
+    if length is not None and length != wanted:
         raise ReadFault(f"{url}: asked for {wanted} bytes, the server announces {length}")
 
 

@@ -2,7 +2,7 @@
 
 `faults` maps the end of a path to what the next requests for it meet, first to last; after them all is well again:
 an int is a status (503, 404), "cut" ends the body half way, "stall" sends nothing, "slow" sends a byte now and then,
-"short" and "long" announce another length, "other_range" gives another range than asked for, "other_size" says the
+"short" and "long" announce another length, "no_number" a word for it, "other_range" gives another range than asked for, "other_size" says the
 object is larger, "whole" ignores the range, "gzip" claims an encoding, "flip" changes bits here and there,
 "redirect" sends to the same place again.
 """
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "gzip":
             self.send_header("Content-Encoding", "gzip")
         length = {"short": len(data) - 9, "long": len(data) + 9}.get(str(fault), len(data))
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", "many" if fault == "no_number" else str(length))
         self.end_headers()
         if body:
             self._send(data, fault)

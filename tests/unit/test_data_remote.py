@@ -117,7 +117,7 @@ def test_a_store_that_recovers_costs_retries_and_nothing_else(store, tmp_path, e
     assert not store.faults[TAR]
 
 
-@pytest.mark.parametrize("fault", ["short", "other_range", "gzip", "slow", "stall"])
+@pytest.mark.parametrize("fault", ["short", "no_number", "other_range", "gzip", "slow", "stall"])
 def test_a_store_that_lies_or_stalls_once_is_asked_again_or_named(store, tmp_path, expected, fault):
     config = settings(store.url, tmp_path, access="range", cache_gb=0.0, stall_timeout_s=2.0)
     corpora = open_corpora(config)
