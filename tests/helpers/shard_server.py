@@ -1,10 +1,10 @@
 """A store of shards over HTTP on this machine, with byte ranges and, when told, with every fault a store can have.
 
-`faults` maps the end of a path to what the next requests for it meet, first to last; after them all is well again:
-an int is a status (503, 404), "cut" ends the body half way, "stall" sends nothing, "slow" sends a byte now and then,
-"short" and "long" announce another length, "no_number" a word for it, "other_range" gives another range than asked for, "other_size" says the
-object is larger, "whole" ignores the range, "gzip" claims an encoding, "flip" changes bits here and there,
-"redirect" sends to the same place again.
+`faults` maps the end of a path to what the next requests for it meet, first to last; after them all is well again: an
+int is a status (503, 404), "cut" ends the body half way, "stall" sends nothing, "slow" sends a byte now and then,
+"short" and "long" announce another length, "no_number" a word for it, "other_range" gives another range than asked
+for, "other_size" says the object is larger, "whole" ignores the range, "gzip" claims an encoding, "flip" changes bits
+here and there, "redirect" sends to the same place again.
 """
 
 import contextlib
