@@ -166,7 +166,7 @@ class DataConfig:
     on_bad_sample: str = "raise"
     "raise stops the run; substitute takes a deterministic neighbour, counts it and logs its name."
     max_bad_fraction: float = 1e-4
-    "Share of substituted clips above which the run stops."
+    "Share of substituted clips, of those since the run was started or resumed, above which it stops."
     max_bad_clips: int = 16
     "Substituted clips allowed whatever their share."
     stall_timeout_s: float = 120.0

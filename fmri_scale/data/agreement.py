@@ -51,8 +51,9 @@ def compare(notes: list[dict[str, Any]], max_fraction: float, max_clips: int) ->
     if delivered == notes[0]["consumed"] and hashes != notes[0]["consumed_hash"]:
         raise DataError("the clips that the ranks were given are not those of the plan; this is a defect, report it")
     bad = [BadClip(**clip) for note in notes for clip in note["bad"]]
-    if over_budget(len(bad), notes[0]["position"], max_fraction, max_clips):
-        raise DataError(budget_message(bad, notes[0]["position"], max_fraction))
+    # Both are counted from the start or resume: a long run would else forgive a store that fails after a resume.
+    if over_budget(len(bad), notes[0]["consumed"], max_fraction, max_clips):
+        raise DataError(budget_message(bad, notes[0]["consumed"], max_fraction))
 
 
 def _notes(stream: ClipStream) -> dict[str, Any]:

@@ -226,6 +226,21 @@ def test_too_many_bad_clips_stop_the_run_with_the_list(corpus):
         train()
 
 
+def test_the_budget_of_a_long_run_is_not_that_of_all_it_consumed_before(corpus):
+    corpus.shard_path("phantom-000000.tar").unlink()
+    clips = stream(corpus, max_bad_clips=3)
+    clips.load_state_dict({**clips.state_dict(), "position": 10**9})
+
+    def train():
+        for _ in range(100):
+            next(clips)
+            clips.advance(2)
+            check_ranks(clips)
+
+    with pytest.raises(DataError, match=r"[45] of \d{1,2} clips could not be read"):
+        train()
+
+
 def test_the_budget_counts_the_bad_clips_of_all_ranks_together(corpus):
     corpus.shard_path("phantom-000000.tar").unlink()
     config = DataConfig(retries=0, on_bad_sample="substitute", max_bad_clips=6)
