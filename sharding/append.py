@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from sharding.build import BuildResult, Start, make_shards, result, working_folder, writing
+from sharding.build import BuildResult, Start, make_shards, result, sweep_shards, working_folder, writing
 from sharding.discover import LeftOut, RunSource
+from sharding.discover.source import writable
 from sharding.engine import Engine
 from sharding.engine.local import InProcess
 from sharding.errors import CorpusError, InputError
@@ -60,10 +61,12 @@ def append_corpus(
         if not new:
             raise InputError(f"{path}: all {len(sources)} runs are in it already; nothing to add")
         plan = plan_build(new, left_out, settings, _standing(existing))
-        kept = existing.without({source.alias or str(source.path) for source in new} | {str(x.path) for x in left_out})
+        tried = {writable(source.alias or source.path) for source in new} | {writable(x.path) for x in left_out}
+        kept = existing.without(tried)
         shards = make_shards(plan, settings, path, work, kept, engine or InProcess(), start)
         if shards.num_samples > existing.index.num_rows:
             write_corpus_files(path, [*existing.meta.get("plans", []), plan.digest], settings, shards)
+            sweep_shards(path, shards)
         shutil.rmtree(work)
     if shards.num_samples == existing.index.num_rows:
         raise InputError(nothing_usable(shards.reasons()))

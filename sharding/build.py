@@ -8,6 +8,7 @@ corpus. A run that cannot be used fails alone, with its reason in runs.parquet.
 import contextlib
 import errno
 import fcntl
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import IO
 
 import pyarrow.parquet as pq
 
-from sharding.corpus import Corpus, open_corpus
+from sharding.corpus import CHECKED_FILES, Corpus, open_corpus
 from sharding.discover import LeftOut, RunSource
 from sharding.engine import Engine
 from sharding.engine.local import InProcess
@@ -30,6 +31,9 @@ from sharding.shard import Progress
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 "What file systems mounted without locks say, as some Lustre and NFS are."
+
+ASIDE = "corpus.json.before"
+"Where corpus.json of a corpus that is being replaced waits, in the working folder."
 
 Start = Callable[[int], Progress]
 "Called with the frames to come; returns what is told of frames done."
@@ -86,20 +90,29 @@ def build_corpus(
     fresh = not out.exists()
     with writing(out):
         existing = read_existing(out)
-        if existing and existing.is_of(plan) and not overwrite and not existing.missing():
+        repairs = existing is not None and existing.is_of(plan) and not overwrite
+        if existing and repairs and not existing.missing():
             return result(out, 0)
         _check_free(out, plan, existing, overwrite)
         with working_folder(out) as work:
+            kept, plans = None, [plan.digest]
+            if existing and repairs:
+                kept, plans = existing.appended_to(plan), existing.meta["plans"]
             for shard in plan.shards:
                 if existing and existing.has(shard):
                     existing.write_record(shard, work)
-            (out / "corpus.json").unlink(missing_ok=True)
-            shards = make_shards(plan, settings, out, work, None, engine or InProcess(), start)
+            if not repairs:  # else a repair that is broken off would no longer know what was appended
+                _set_aside(out, work)
+            shards = make_shards(plan, settings, out, work, kept, engine or InProcess(), start)
             if shards.num_samples:
-                write_corpus_files(out, [plan.digest], settings, shards)
+                write_corpus_files(out, plans, settings, shards)
+                sweep_shards(out, shards)
+            elif not repairs:
+                _take_back(out, work)
             shutil.rmtree(work)
     if not shards.num_samples:
-        _remove_empty(out, fresh)
+        if not (out / "corpus.json").is_file():
+            _remove_empty(out, fresh)
         raise InputError(nothing_usable(shards.reasons()))
     return result(out, shards.num_made)
 
@@ -126,10 +139,6 @@ def make_shards(
     engine, start
         As of `build_corpus`.
     """
-    wanted = {shard.name for shard in plan.shards} | {shard["name"] for shard in (kept.shards if kept else [])}
-    for stale in (out / "shards").iterdir():
-        if stale.name not in wanted:
-            stale.unlink()
     progress = start(plan.num_frames)
     this = begin(work)
     units = []
@@ -141,6 +150,32 @@ def make_shards(
     engine.run(units, progress)
     records = [work / f"{shard.name}.json" for shard in plan.shards]
     return Shards(kept, records, plan.rejected, plan.left_out, len(units))
+
+
+def sweep_shards(out: Path, shards: Shards) -> None:
+    """Remove the shards of an earlier corpus or attempt that are none of this corpus."""
+    wanted = {fact["name"] for fact in shards.facts}
+    for stale in (out / "shards").glob("*.tar"):
+        if stale.name not in wanted:
+            stale.unlink()
+
+
+def _set_aside(out: Path, work: Path) -> None:
+    """Take corpus.json from a corpus that is about to be replaced; it comes back where nothing replaces it."""
+    if (out / "corpus.json").is_file():
+        os.replace(out / "corpus.json", work / ASIDE)
+
+
+def _take_back(out: Path, work: Path) -> None:
+    """Put a corpus back that nothing replaced; without a whole one, remove the shards of attempts before."""
+    if (work / ASIDE).is_file():
+        os.replace(work / ASIDE, out / "corpus.json")
+        before = read_existing(out)
+        if before and not before.missing():
+            return
+        (out / "corpus.json").unlink()
+    for shard in (out / "shards").glob("*.tar"):
+        shard.unlink()
 
 
 @contextlib.contextmanager
@@ -226,7 +261,10 @@ def _is_finished(shard: PlannedShard, out: Path, work: Path) -> bool:
 
 
 def _remove_empty(out: Path, fresh: bool) -> None:
-    """Take away the folders of a build that made nothing."""
-    (out / "shards").rmdir()
-    if fresh:
-        out.rmdir()
+    """Take away the folders of a build that made nothing, and the tables of a corpus that is no more."""
+    for name in CHECKED_FILES:
+        (out / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # where somebody put other things into them
+        (out / "shards").rmdir()
+        if fresh:
+            out.rmdir()

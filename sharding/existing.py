@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sharding.discover.source import writable
 from sharding.engine.unit import write_record
 from sharding.errors import CorpusError
 from sharding.format import INDEX_SCHEMA, RUNS_SCHEMA, SCHEMA_VERSION
@@ -59,9 +60,34 @@ class Existing:
         tables = {name: table.filter(pc.equal(table["shard"], planned.name)) for name, table in rows.items()}
         write_record(work, {**facts, **{name: table.to_pylist() for name, table in tables.items()}})
 
+    def appended_to(self, plan: Plan) -> "Existing | None":
+        """Return what appends have added to the corpus of this plan; None where there were none.
+
+        Raises
+        ------
+        CorpusError
+            A shard of it is missing or short: to make it again takes what was appended then.
+        """
+        own = {shard.name for shard in plan.shards}
+        shards = [shard for shard in self.shards if shard["name"] not in own]
+        if not shards:
+            return None
+        if lost := [shard["name"] for shard in shards if self._size(shard["name"]) != shard["bytes"]]:
+            raise CorpusError(
+                f"{self.path}: {lost[0]} is missing or short and came with an append, which a build does not make "
+                "again; restore it, or build with --overwrite and append once more"
+            )
+        names = {shard["name"] for shard in shards}
+        asked = {writable(run.source.alias or run.source.path) for shard in plan.shards for run in shard.runs}
+        asked |= {writable(item.source.alias or item.source.path) for item in plan.rejected}
+        asked |= {writable(item.path) for item in plan.left_out}
+        named = _in(self.runs["source"], asked)
+        theirs = pc.if_else(pc.is_null(self.runs["shard"]), pc.invert(named), _in(self.runs["shard"], names))
+        return replace(self, shards=shards, index=_of_shards(self.index, names), runs=self.runs.filter(theirs))
+
     def without(self, files: Collection[str]) -> "Existing":
         """Return this corpus without what it says about files (as runs.parquet names them) that made no run of it."""
-        tried = pc.is_in(self.runs["source"], value_set=pa.array(sorted(files), pa.string()))
+        tried = _in(self.runs["source"], files)
         again = pc.and_(tried, pc.not_equal(self.runs["status"], "ok"))
         return replace(self, runs=self.runs.filter(pc.invert(again)))
 
@@ -102,7 +128,11 @@ def require_existing(out: Path) -> Existing:
 
 
 def _of_shards(table: pa.Table, names: Collection[str]) -> pa.Table:
-    return table.filter(pc.is_in(table["shard"], value_set=pa.array(sorted(names), pa.string())))
+    return table.filter(_in(table["shard"], names))
+
+
+def _in(column: pa.ChunkedArray, names: Collection[str]) -> pa.ChunkedArray:
+    return pc.is_in(column, value_set=pa.array(sorted(names), pa.string()))
 
 
 def _with_all_columns(runs: pa.Table) -> pa.Table:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from sharding.corpus import CHECKED_FILES, seal
 from sharding.discover import LeftOut
+from sharding.discover.source import writable
 from sharding.engine.unit import read_record
 from sharding.existing import Existing
 from sharding.format import GRID_AFFINE, INDEX_SCHEMA, RUNS_SCHEMA, SCHEMA_VERSION
@@ -60,7 +61,11 @@ class Shards:
             runs.append(pa.Table.from_pylist(record["runs"], schema=RUNS_SCHEMA))
         never = [run_facts(item.source, item.status, item.reason) for item in self.rejected]
         never += [
-            {"source": str(item.path), "status": "failed" if item.failed else "skipped", "reason": item.reason}
+            {
+                "source": writable(item.path),
+                "status": "failed" if item.failed else "skipped",
+                "reason": writable(item.reason),
+            }
             for item in self.left_out
         ]
         runs.append(pa.Table.from_pylist(never, schema=RUNS_SCHEMA))

@@ -28,6 +28,7 @@ from sharding.preprocessing import PreprocessingSettings
 from sharding.privacy import reason_of
 from sharding.read import ImageInfo
 from sharding.split import DEFAULT_FRACTIONS, split_of
+from sharding.timing import repetition_time
 
 HEADERS_AT_A_TIME = 16
 
@@ -75,6 +76,8 @@ class PlannedRun:
     split: str
     beside: Stats
     "Of the files beside it."
+    sidecar_tr: float | None = None
+    "TR in s where it was found in the image's own sidecar, which is none of the files beside it."
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Plan:
         """Of the whole plan."""
         parts = [shard.digest for shard in self.shards]
         parts += [f"{item.source.alias or item.source.path}\0{item.reason}" for item in self.rejected]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,9 @@ def _look_at(source: RunSource, settings: BuildSettings, standing: Standing) -> 
         return Rejected(source, "skipped" if source.found else "failed", reason_of(source, str(error)))
     except InputError as error:
         return Rejected(source, "failed", reason_of(source, str(error)))
-    return PlannedRun(source, info, num_frames, _split(source, settings, standing), beside)
+    tr, origin = repetition_time(info, source.tr)
+    sidecar_tr = tr if origin == "sidecar" else None
+    return PlannedRun(source, info, num_frames, _split(source, settings, standing), beside, sidecar_tr)
 
 
 def _split(source: RunSource, settings: BuildSettings, standing: Standing) -> str:
@@ -272,7 +277,8 @@ def _stored_bytes(num_frames: int, num_voxels: int) -> int:
 def _digest(name: str, runs: list[PlannedRun], context: dict[str, Any]) -> str:
     facts: list[Any] = [name, context]
     for run in runs:
-        facts.append([_written(run.source), run.info.size, run.info.mtime_ns, run.split, run.beside])
+        sidecar = [] if run.sidecar_tr is None else [run.sidecar_tr]
+        facts.append([_written(run.source), run.info.size, run.info.mtime_ns, run.split, run.beside, *sidecar])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from sharding.beside import BESIDE, stats_beside
 from sharding.confounds import displacement
 from sharding.discover import RunSource
+from sharding.discover.source import writable
 from sharding.errors import InputError, ShardingError
 from sharding.index import Row, place_columns
 from sharding.keys import run_label
@@ -122,8 +123,6 @@ def _make_shard(
         if index:
             size, sha256 = file.finish()
             index = [{**row, "shard": shard.name, **place_columns(row["key"], file.places)} for row in index]
-        else:
-            path.unlink(missing_ok=True)
     return {"name": shard.name, "digest": shard.digest, "bytes": size, "sha256": sha256, "index": index, "runs": runs}
 
 
@@ -177,7 +176,8 @@ def _unexpected(planned: PlannedRun, error: Exception) -> str:
 def run_facts(source: RunSource, status: str, reason: str, planned: PlannedRun | None = None) -> Row:
     """A row of runs.parquet as far as it is known without the data of the image."""
     names = ("dataset", "subject", "session", "run", "task", "variant", "family")
-    row: Row = {"source": source.alias or str(source.path), "status": status, "reason": reason_of(source, reason)}
+    row: Row = {"source": source.alias or writable(source.path), "status": status}
+    row["reason"] = writable(reason_of(source, reason))
     row |= {name: getattr(source, name) for name in names}
     if planned:
         info = planned.info
@@ -228,7 +228,7 @@ def _measured(run: PreparedRun, source: RunSource) -> dict[str, Any]:
         "scrubbed_frames": run.scrubbed,
         "mask_dice": run.mask_dice,
         "mean_fd": fd,
-        "fd_from": fd_from,
+        "fd_from": writable(reason_of(source, fd_from)),
         "int8_corr_median": float(np.median(kept)) if kept.size else None,
         "int8_corr_p5": float(np.percentile(kept, 5)) if kept.size else None,
         **{name: getattr(run.moments, name) for name in names},

@@ -2,7 +2,8 @@
 
 Without --deep, the tables and the mask are read and shards are looked at by size. With --deep every byte is read, and
 damage is named by shard, key and member. Exit code 1 where anything is found. To mend: restore the file from a copy, or
-remove the shards named and start the same fmri-shards build again, which makes what is missing.
+remove the shards named and start the same fmri-shards build again, which makes what is missing and leaves the rest as
+it is. What came with an append is restored from a copy.
 """
 
 import argparse

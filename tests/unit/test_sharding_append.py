@@ -1,5 +1,6 @@
 """A corpus that grows or is made again: what stands keeps its bytes and its splits; only what differs is made."""
 
+import dataclasses
 import json
 import os
 import re
@@ -172,6 +173,74 @@ def test_removed_shard_is_made_again_by_the_same_build(source: Path, tmp_path: P
     (out / "shards" / "d-000001.tar").unlink()
     assert make(source, out).num_made == 1
     assert digests(out) == before
+
+
+def test_a_shard_made_again_leaves_what_was_appended_since(corpus: Path, source: Path) -> None:
+    add(source, corpus)
+    before, meta = digests(corpus), open_corpus(corpus).meta
+    (corpus / "shards" / "d-000001.tar").unlink()
+    assert make(sorted(source.iterdir())[:2], corpus).num_made == 1
+    assert digests(corpus) == before
+    assert open_corpus(corpus).meta["plans"] == meta["plans"]
+    assert verify(corpus, deep=True).findings == []
+
+
+def test_a_repair_that_is_broken_off_still_knows_what_was_appended(
+    corpus: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(source, corpus)
+    before = digests(corpus)
+    (corpus / "shards" / "d-000001.tar").unlink()
+
+    def killed(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "prepare_run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make(sorted(source.iterdir())[:2], corpus)
+    make(sorted(source.iterdir())[:2], corpus)
+    assert digests(corpus) == before
+
+
+def test_a_lost_shard_that_was_appended_is_named_and_nothing_changes(corpus: Path, source: Path) -> None:
+    add(source, corpus)
+    (corpus / "shards" / "d-000002.tar").unlink()
+    before = digests(corpus)
+    with pytest.raises(CorpusError, match=r"d-000002\.tar is missing or short and came with an append"):
+        make(sorted(source.iterdir())[:2], corpus)
+    assert digests(corpus) == before
+
+
+def test_a_corpus_whose_replacement_fails_throughout_stays(
+    corpus: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digests(corpus)
+
+    def unusable(*args: object, **options: object) -> None:
+        raise InputError("a column is missing")
+
+    runs, left_out = find_runs([source], dataset="d")
+    other = dataclasses.replace(SETTINGS, assume_mni=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "prepare_run", unusable)
+        with pytest.raises(InputError, match="a column is missing"):
+            build_corpus(runs, left_out, corpus, other, overwrite=True)
+    assert digests(corpus) == before
+    assert open_corpus(corpus).meta["totals"]["runs"] == 2
+    assert build_corpus(runs, left_out, corpus, other, overwrite=True).corpus.meta["totals"]["runs"] == 4
+
+
+def test_a_corrected_sidecar_is_not_what_was_built(source: Path, tmp_path: Path) -> None:
+    folder, out = Path(shutil.copytree(source, tmp_path / "in")), tmp_path / "out"
+    sidecar = folder / "sub-2_task-rest_bold.json"
+    sidecar.write_text('{"RepetitionTime": 1.5}')
+    make(folder, out)
+    sidecar.write_text('{"RepetitionTime": 2.5}')
+    with pytest.raises(CorpusError, match="--overwrite"):
+        make(folder, out)
+    make(folder, out, overwrite=True)
+    assert sorted(pq.read_table(out / "runs.parquet")["source_tr"].to_pylist())[-1] == 2.5
 
 
 def test_overwriting_makes_only_what_differs(source: Path, tmp_path: Path) -> None:
