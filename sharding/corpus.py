@@ -152,11 +152,25 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         version = int(meta["schema_version"])
+    except OSError as error:
+        raise CorpusError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"{file}: cannot be read ({error}); build the corpus again") from error
     if version > SCHEMA_VERSION:
         raise CorpusError(f"{file}: schema version {version}, this program reads up to {SCHEMA_VERSION}; update it")
+    _check_facts(file, meta)
     return meta
+
+
+def _check_facts(file: Path, meta: dict[str, Any]) -> None:
+    """Refuse a corpus.json that lacks what opening it needs."""
+    try:
+        _ = meta["corpus_id"], meta["tr"], meta["mask"]["sha256"], meta["totals"]["samples"]
+        _ = [(shard["name"], shard["bytes"]) for shard in meta["shards"]]
+    except KeyError as error:
+        raise CorpusError(f"{file}: {error} is missing; restore it or build the corpus again") from error
+    except (TypeError, IndexError) as error:
+        raise CorpusError(f"{file}: not the facts of a corpus ({error}); restore it or build it again") from error
 
 
 def _read_mask(path: Path, meta: dict[str, Any]) -> np.ndarray:

@@ -4,6 +4,7 @@ In: an opened corpus. Out: text. Everything comes from corpus.json, index.parque
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sharding.corpus import Corpus
+from sharding.errors import CorpusError
 from sharding.format import SPLITS
 from sharding.split import empty_splits
 
@@ -25,13 +27,22 @@ KINDS = ["source_shape", "source_voxel_mm", "source_orientation", "source_frames
 
 
 def describe(corpus: Corpus) -> str:
-    """Totals, datasets, splits, times, sizes, and what failed."""
-    runs = pq.read_table(corpus.path / "runs.parquet", columns=COLUMNS)
+    """Totals, datasets, splits, times, sizes, and what failed; CorpusError where runs.parquet cannot be read."""
+    runs = _runs(corpus.path / "runs.parquet")
     names = ["dataset", "subject", "split", "n_frames", "tr"]
     samples = pa.table({name: corpus.index.read(name, dictionary=name in names[:3]) for name in names})
     samples = samples.append_column("seconds", pc.multiply(samples["n_frames"], samples["tr"]))
     sections = [_totals(corpus, samples), _datasets(samples, runs), _splits(corpus, samples), _source(runs)]
     return "\n\n".join(section for section in [*sections, _faults(runs)] if section)
+
+
+def _runs(file: Path) -> pa.Table:
+    """The columns looked at; CorpusError where they cannot be read."""
+    try:
+        return pq.read_table(file, columns=COLUMNS)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())[:200]
+        raise CorpusError(f"{file}: cannot be read ({said}); restore it or build the corpus again") from error
 
 
 def _totals(corpus: Corpus, samples: pa.Table) -> str:

@@ -20,7 +20,7 @@ from sharding.mask import brain_mask
 from sharding.moments import MomentSums, RunMoments
 from sharding.prepared import PreparedRun
 from sharding.preprocessing import PreprocessingSettings
-from sharding.quantise import power_of_two_unit, voxel_scale
+from sharding.quantise import VoxelMoments, power_of_two_unit, voxel_scale
 from sharding.read import ImageInfo, open_image, read_frames, read_volume
 from sharding.regress import clean_store
 from sharding.space import Overlap, check_overlap, claimed_space, overlap
@@ -34,6 +34,9 @@ MAX_NONFINITE_VOXELS = 0.5
 
 CLEANING_SHARE = 0.25
 "Of a store's memory, in each of the two that cleaning needs: the libraries that clean take 120 MiB themselves."
+
+MOST_FLATTENED = 0.5
+"Share of the brain's changing voxels that may come out as constant: beyond, one value has set the unit of all."
 
 MIN_BRAIN_VOXELS = 1000
 "Fewest 2 mm voxels of brain that an image must reach: below, nothing in it is a brain."
@@ -113,6 +116,7 @@ def prepare_run(
     moments, clip = _moments(info, store, brain, settings)
     unit = power_of_two_unit(moments.sd, moments.voxels.largest)
     scale, stats = voxel_scale(moments.voxels, unit, settings.range_sd)
+    _check_scale(info, moments.voxels, brain, scale, stats)
     return PreparedRun(
         info=info,
         tr=out_tr,
@@ -216,7 +220,7 @@ def _statistics_voxels(
     if mask_path is not None:
         volume = read_volume(mask_path)
         frame = _frame(volume.shape, volume.affine, str(mask_path), settings)
-        brain = grid_sampler(frame, wanted).nearest(volume.values != 0)
+        brain = grid_sampler(frame, wanted).nearest(np.nan_to_num(volume.values) != 0)  # NaN is outside
         dice = 2 * float((brain & mni).sum()) / max(1, int(brain.sum()) + int(mni.sum()))
     brain = brain & (sampler.take >= 0)
     if brain.sum() < MIN_BRAIN_VOXELS:
@@ -228,13 +232,33 @@ def _statistics_voxels(
     return brain, dice
 
 
+def _check_scale(
+    info: ImageInfo, voxels: VoxelMoments, brain: np.ndarray, scale: np.ndarray, stats: np.ndarray
+) -> None:
+    """Refuse a run whose voxels do not fit one unit: a value out of all proportion would flatten all others."""
+    changing = brain & (voxels.high > voxels.low)
+    lost = float(np.mean(scale[1, changing] == 0)) if changing.any() else 0.0
+    if not (np.isfinite(scale).all() and np.isfinite(stats).all()) or lost > MOST_FLATTENED:
+        raise _out_of_proportion(info, voxels)
+
+
+def _out_of_proportion(info: ImageInfo, voxels: VoxelMoments) -> InputError:
+    return InputError(
+        f"{info.path}: values up to {voxels.largest:.3g} leave nothing of the others; is one damaged? "
+        "Clip or zero it, or scale the image, and write it anew"
+    )
+
+
 def _moments(
     info: ImageInfo, store: Frames, brain: np.ndarray, settings: PreprocessingSettings
 ) -> tuple[RunMoments, bool]:
     """Moments of the stored series, and whether negatives are clipped."""
-    sums = MomentSums(store, brain)
-    clip = settings.negatives == "clip" or (settings.negatives == "auto" and not sums.centred)
-    moments = sums.take(clip)
-    if not moments.sd > 0:
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+        sums = MomentSums(store, brain)
+        clip = settings.negatives == "clip" or (settings.negatives == "auto" and not sums.centred)
+        moments = sums.take(clip)
+    if not np.isfinite(moments.sd):
+        raise _out_of_proportion(info, moments.voxels)
+    if moments.sd == 0:
         raise InputError(f"{info.path}: every voxel of the brain has the same value ({moments.mean:g}); no signal")
     return moments, clip

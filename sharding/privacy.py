@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sharding.discover.source import LeftOut, RunSource
+from sharding.discover.source import LeftOut, RunSource, stem, writable
 from sharding.errors import InputError
 from sharding.keys import run_label
 from sharding.write import write_whole
@@ -25,7 +25,7 @@ KEY_BYTES = 16
 MAP_COLUMNS = ("dataset", "subject", "session", "run", "variant", "family")
 
 _PATH_LIKE = re.compile(r"\S*(?:/|\\|\.nii|\.json|\.tsv|\.csv|\.txt|\.parquet)\S*")
-_ENTITY = re.compile(r"(?<![A-Za-z])(sub|ses|run|acq|dir|rec|ce|echo)-[A-Za-z0-9+]+")
+_ENTITY = re.compile(r"(?<![A-Za-z])(sub|ses|run|acq|dir|rec|ce|echo)-[^\s_/\\,;:()]+")
 
 
 class Pseudonyms:
@@ -76,15 +76,29 @@ class Pseudonyms:
     def left_out(self, item: LeftOut) -> LeftOut:
         """What was left out, without its name."""
         alias = Path(f"file-{self._hash('file', 16, str(item.path.resolve()))}")
-        return replace(item, path=alias, reason=without_names(item.reason))
+        return replace(item, path=alias, reason=without_names(item.reason, paths=[item.path]))
 
     def _hash(self, kind: str, digits: int, *parts: str) -> str:
-        text = "\0".join((kind, *parts)).encode()
+        text = "\0".join((kind, *parts)).encode("utf-8", "surrogateescape")
         return hashlib.blake2b(text, key=self._key, digest_size=digits // 2).hexdigest()
 
 
-def without_names(reason: str, hidden: Iterable[str] = (), alias: str = "FILE") -> str:
-    """A reason without paths, names of files, entities, and texts to be hidden."""
+def without_names(reason: str, hidden: Iterable[str] = (), alias: str = "FILE", paths: Iterable[Path] = ()) -> str:
+    """A reason without paths, names of files, entities, and texts to be hidden.
+
+    Parameters
+    ----------
+    reason
+        The text.
+    hidden
+        Texts to be hidden.
+    alias
+        Stands for every path.
+    paths
+        That the reason may name: a path with blanks cannot be told from the words about it.
+    """
+    for text in sorted(_texts_of(paths), key=len, reverse=True):
+        reason = reason.replace(text, "/")  # which is path-like
     for text in sorted(filter(None, hidden), key=len, reverse=True):
         if len(text) > 3:  # shorter ones are ordinary numbers; as entities they go below
             reason = reason.replace(text, "***")
@@ -93,7 +107,18 @@ def without_names(reason: str, hidden: Iterable[str] = (), alias: str = "FILE") 
 
 def reason_of(source: RunSource, reason: str) -> str:
     """A reason as it may be written about a run."""
-    return without_names(reason, source.hidden, source.alias) if source.alias else reason
+    if not source.alias:
+        return reason
+    paths = filter(None, (source.path, source.mask, source.confounds, source.motion))
+    return without_names(reason, source.hidden, source.alias, paths)
+
+
+def _texts_of(paths: Iterable[Path]) -> set[str]:
+    """Paths, and whatever of them has a blank in it, as they stand in reasons: plain, or quoted as Python does."""
+    wholes = {form for path in paths for form in (path, path.absolute(), path.resolve())}
+    parts = {str(part) for path in wholes for part in (*path.parents, *path.parts, stem(path))}
+    texts = {str(path) for path in wholes} | {part for part in parts if any(map(str.isspace, part))}
+    return texts | {repr(text)[1:-1] for text in texts}
 
 
 def map_bytes(before: Sequence[RunSource], after: Sequence[RunSource]) -> bytes:
@@ -104,7 +129,7 @@ def map_bytes(before: Sequence[RunSource], after: Sequence[RunSource]) -> bytes:
     for one, other in zip(before, after, strict=True):
         names = [getattr(run, name) for run in (one, other) for name in MAP_COLUMNS]
         table.writerow([one.path, run_label(other), *names])
-    return text.getvalue().encode()
+    return writable(text.getvalue()).encode()
 
 
 def write_map(path: Path, before: Sequence[RunSource], after: Sequence[RunSource]) -> None:

@@ -28,6 +28,8 @@ except ImportError:
 
 DAMAGED = (gzip.BadGzipFile, zlib.error, inflate_error)
 "What a damaged gzip stream raises."
+NOT_NIFTI = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OverflowError)
+"What a header that makes no sense raises; OverflowError where it says Inf."
 
 CHUNK_BYTES = 24 * 2**20
 "Size of a chunk of frames as float32."
@@ -38,6 +40,11 @@ MAX_FRAME_VOXELS = 512**3
 "A header that claims more voxels in a volume is taken for damaged."
 MAX_DEFLATE_RATIO = 1032
 "No deflate stream expands further."
+
+FRAME_UNITS = {8: "sec", 16: "msec", 24: "usec", 32: "hz", 40: "ppm", 48: "rads"}
+"Codes of the unit of the fourth axis, as nibabel names them."
+FRAME_UNIT_BITS = 0x38
+"Of the header's byte xyzt_units; the others are of the unit of space, or mean nothing."
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,11 @@ def _header_bytes(path: Path) -> bytes:
 def _opened(path: Path) -> ImageInfo:
     """What the header of an image says, checked, but for the facts of the file."""
     image = _load(path)
+    with readable(path):
+        return _header_facts(path, image)
+
+
+def _header_facts(path: Path, image: nib.Nifti1Image) -> ImageInfo:
     proxy: nib.arrayproxy.ArrayProxy = image.dataobj  # type: ignore[assignment]
     header = image.header
     shape, time_axis = _space_and_time(path, tuple(int(n) for n in proxy.shape))
@@ -137,7 +149,7 @@ def _opened(path: Path) -> ImageInfo:
         inter=float(proxy.inter),
         offset=int(proxy.offset),
         frame_step=float(zooms[3]) or float(zooms[time_axis]),
-        frame_unit=header.get_xyzt_units()[1],
+        frame_unit=FRAME_UNITS.get(int(header["xyzt_units"]) & FRAME_UNIT_BITS, "unknown"),
         space_code=int(header["sform_code"]) or int(header["qform_code"]),
         size=0,
         mtime_ns=0,
@@ -214,7 +226,7 @@ def readable(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: gzip stream is damaged ({error}); copy it again") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+    except NOT_NIFTI as error:
         raise InputError(f"{path}: not a readable NIfTI image ({_one_line(error)})") from error
 
 
@@ -228,7 +240,18 @@ def _load(path: Path) -> nib.Nifti1Image:
         image = nib.load(path)
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass
         raise InputError(f"{path}: {type(image).__name__}, expected NIfTI")
+    _check_offset(path, image)
     return image
+
+
+def _check_offset(path: Path, image: nib.Nifti1Image) -> None:
+    """Refuse voxels that begin inside the header: nibabel takes the offset 0 of a single file at its word."""
+    offset = int(image.dataobj.offset)  # type: ignore[attr-defined]
+    if offset < type(image.header).single_vox_offset:
+        raise InputError(
+            f"{path}: its header says the voxels begin at byte {offset}, inside the header; repair or write the image "
+            "anew"
+        )
 
 
 def _check_name(path: Path) -> None:

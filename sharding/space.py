@@ -40,11 +40,16 @@ def claimed_space(info: ImageInfo, assume_mni: bool) -> str:
     Raises
     ------
     InputError
-        It says another space than MNI152, and `assume_mni` is off.
+        It says another space than MNI152, or has no transform at all, and `assume_mni` is off.
     """
     entity = re.search(r"(?:^|_)space-([A-Za-z0-9+]+)", info.path.name)
     if assume_mni:
         return "assumed"
+    if info.space_code == 0:  # whatever the name says: where the voxels lie, and which side is left, is made up
+        raise InputError(
+            f"{info.path}: its header says nowhere that its voxels lie (sform and qform code 0); "
+            "write its affine into it with a code, or --assume-mni to take it as centred"
+        )
     if entity:
         if entity[1].startswith("MNI152"):
             return "file name"

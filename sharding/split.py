@@ -39,7 +39,7 @@ def parse_fractions(text: str) -> tuple[float, float, float]:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError as error:
         raise InputError(f"--splits is {text!r}; expected three numbers, such as 0.8,0.1,0.1") from error
-    if min(train, val, test) < 0 or abs(train + val + test - 1) > 1e-6:
+    if not (min(train, val, test) >= 0 and abs(train + val + test - 1) <= 1e-6):  # NaN is neither
         raise InputError(f"--splits is {text!r}; expected shares of 0 or more that sum to 1")
     return train, val, test
 

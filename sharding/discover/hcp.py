@@ -14,6 +14,9 @@ RULE = """HCP: every MNINonLinear/Results/RUN/RUN.nii.gz, minimally preprocessed
 hp2000_clean takes RUN_hp2000_clean.nii.gz instead (ICA-FIX, mostly resting state). The mask is brainmask_fs.2.nii.gz,
 motion comes from Movement_RelativeRMS.txt. A subject folder HCA0000000_V1_MR is subject HCA0000000, session V1."""
 
+NO_SUBJECT = "the folder above MNINonLinear is not named by a subject's number"
+"Without that folder's name, which may be a person's."
+
 _RUN = re.compile(r"(?:[rt]fMRI_)?(?P<task>[A-Za-z]+?)(?P<run>\d*)(?:_(?P<acq>7T))?_(?P<dir>LR|RL|AP|PA)")
 _SUBJECT = re.compile(r"(?P<subject>[A-Za-z]*\d+)(?:_(?P<session>[A-Za-z0-9]+?))?(?:_MR)?(?:_3T|_7T)?")
 _MASKS = ("brainmask_fs.2.nii.gz", "brainmask_fs.2.0.nii.gz", "brainmask_fs.nii.gz")
@@ -63,7 +66,7 @@ def _take(
         left_out.append(LeftOut(where / wanted, f"{why}; there is {', '.join(series) or 'no series'}"))
         return
     if subject is None:
-        left_out.append(LeftOut(where / wanted, f"{where.parents[2].name} is no subject", failed=True))
+        left_out.append(LeftOut(where / wanted, f"{where / wanted}: {NO_SUBJECT}", failed=True))
         return
     left_out += [LeftOut(where / file, f"{wanted} is taken") for file in series if file != wanted]
     found = match.groupdict() if match else {"task": where.name, "run": "", "acq": "", "dir": ""}

@@ -78,8 +78,9 @@ def discover(inputs: Sequence[str | Path], options: FindOptions | None = None) -
     found = Discovery()
     for item in map(Path, inputs):
         runs, left_out, note = _in_one(item, options)
-        found.runs.extend(replace(run, tr=options.tr, tr_from="") if _told(run, options) else run for run in runs)
-        found.left_out.extend(left_out)
+        named = [run for run in runs if run.subject]
+        found.runs.extend(replace(run, tr=options.tr, tr_from="") if _told(run, options) else run for run in named)
+        found.left_out.extend([*left_out, *(_nameless(run) for run in runs if not run.subject)])
         found.notes.extend([note] if note else [])
     runs = [replace(run, mask=run.mask or options.mask) for run in found.runs]
     if not runs:
@@ -177,6 +178,12 @@ def _in_folder(folder: Path, layout: str, options: FindOptions) -> tuple[list[Ru
 def _told(run: RunSource, options: FindOptions) -> bool:
     """Whether the option --tr decides: a table's own goes before it, a sidecar's does not."""
     return options.tr is not None and (run.tr is None or run.tr_from == "sidecar")
+
+
+def _nameless(run: RunSource) -> LeftOut:
+    """A run of whose subject nothing can stand in a key."""
+    reason = f"{run.path}: no letter from A to Z and no digit names its subject; rename it, or name it in a table"
+    return LeftOut(run.path, reason, failed=True)
 
 
 def _nothing(inputs: Sequence[str | Path], left_out: Sequence[LeftOut]) -> str:

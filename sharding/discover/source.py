@@ -65,6 +65,11 @@ def stem(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".nii")
 
 
+def writable(text: str | Path) -> str:
+    """A path, or text with one in it, as it may stand in a table: bytes of a name that are not UTF-8 as \\xNN."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def label(text: str) -> str:
     """Text as it may stand in a key: letters, digits and dashes."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")
@@ -72,7 +77,7 @@ def label(text: str) -> str:
 
 def variant_of(entities: Mapping[str, str], names: tuple[str, ...] = VARIANT_ENTITIES) -> str:
     """Entities that tell files apart, as they stand in a key: dir-AP_echo-2."""
-    return "_".join(f"{name}-{label(entities[name])}" for name in names if name in entities)
+    return "_".join(f"{label(name)}-{label(entities[name])}" for name in names if name in entities)
 
 
 def dataset_name(folder: Path) -> str:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from sharding.discover.layout import Discovery
-from sharding.discover.source import LeftOut, RunSource
+from sharding.discover.source import LeftOut, RunSource, writable
 
 
 def describe_found(found: Discovery) -> str:
@@ -23,7 +23,7 @@ def describe_left_out(items: Sequence[LeftOut]) -> list[str]:
     lines = []
     for (fine, reason), members in sorted(kinds.items(), key=lambda kind: (kind[0][0], -len(kind[1]), kind[0][1])):
         word = "left out" if fine else "CANNOT BE USED"
-        lines.append(f"{word}: {len(members):,} ({reason}), such as {members[0].path}")
+        lines.append(f"{word}: {len(members):,} ({writable(reason)}), such as {writable(members[0].path)}")
     return lines
 
 

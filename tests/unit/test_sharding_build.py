@@ -176,6 +176,25 @@ def test_3d_image_in_a_folder_is_left_out_but_named_by_hand_it_is_an_error(tmp_p
     assert "3D image" in result.failed[0]
 
 
+def test_names_that_are_no_utf8_stand_in_the_tables_escaped(source: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = (source / "sub-0_task-rest_bold.nii.gz").read_bytes()
+    for name in (b"sub-M\xfcller_bold.nii.gz", b"sub-2_bold.nii.gz"):
+        (folder / os.fsdecode(name)).write_bytes(image)
+    for name in (b"M\xfcller_mask.nii.gz", b"sub-damaged\xfc_bold.nii.gz"):
+        (folder / os.fsdecode(name)).touch()
+    rows = make([folder], tmp_path / "out").corpus.path / "runs.parquet"
+    found = {Path(row["source"]).name: row for row in pq.read_table(rows).to_pylist()}
+    assert {name: row["status"] for name, row in found.items()} == {
+        r"sub-M\xfcller_bold.nii.gz": "ok",
+        "sub-2_bold.nii.gz": "ok",
+        r"M\xfcller_mask.nii.gz": "skipped",
+        r"sub-damaged\xfc_bold.nii.gz": "failed",
+    }
+    assert r"sub-damaged\xfc_bold.nii.gz: " in found[r"sub-damaged\xfc_bold.nii.gz"]["reason"]
+
+
 def test_two_runs_of_one_name_are_refused(source: Path, tmp_path: Path) -> None:
     again = cohort(tmp_path / "in", subjects=1)
     with pytest.raises(InputError, match=r"are both d__sub-0_task-rest; tell them apart"):
@@ -344,6 +363,11 @@ DAMAGE = {
     "shard is missing": lambda c: next((c / "shards").iterdir()).unlink(),
     "corpus.json says": lambda c: next((c / "shards").iterdir()).write_bytes(b"short"),
     r"index\.parquet: cannot be read": lambda c: (c / "index.parquet").write_bytes(b"short"),
+    r"corpus\.json: 'corpus_id' is missing": lambda c: (c / "corpus.json").write_text('{"schema_version": 1}'),
+    r"corpus\.json: cannot be read": lambda c: (c / "corpus.json").write_text("[]"),
+    r"corpus\.json: not the facts of a corpus": lambda c: (c / "corpus.json").write_text(
+        '{"schema_version": 1, "corpus_id": "x", "tr": 1, "mask": []}'
+    ),
     r"mask\.nii\.gz: cannot be read": lambda c: (c / "mask.nii.gz").write_bytes(b"short"),
 }
 

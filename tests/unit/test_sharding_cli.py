@@ -110,6 +110,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         (["--target-tr", "fast"], "--target-tr is 'fast'"),
         (["--target-tr", "0"], "target TR is 0 s"),
         (["--splits", "1"], "--splits is '1'"),
+        (["--splits", "nan,0,1"], "--splits is 'nan,0,1'"),
         (["--shard-mb", "0"], "--shard-mb is 0"),
         (["--min-frames", "0"], "min frames is 0"),
         (["--dataset", "a/b"], "dataset name 'a/b'"),

@@ -1,12 +1,14 @@
 """Finding runs and dividing people: names, folders, tables, splits that never move."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sharding.discover import find_runs
+from sharding.discover import discover, find_runs
+from sharding.discover.summary import describe_found
 from sharding.errors import InputError
 from sharding.format import KEY_PATTERN
 from sharding.keys import run_label, sample_key
@@ -160,3 +162,25 @@ def test_empty_splits_are_named() -> None:
 def test_shares_that_do_not_sum_to_one_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--splits"):
         parse_fractions(text)
+
+
+def test_name_without_a_letter_for_keys_is_left_out_by_name(tmp_path: Path) -> None:
+    """张三 leaves nothing for a key; the others are still found, and a table can name it."""
+    folder = touch(tmp_path / "d", "张三.nii.gz", "sub-1_bold.nii.gz")
+    runs, left_out = find_runs([folder])
+    assert [run.subject for run in runs] == ["1"]
+    (item,) = left_out
+    assert item.failed
+    assert item.reason.startswith(f"{folder / '张三.nii.gz'}: no letter from A to Z")
+    with pytest.raises(InputError, match=r"no NIfTI run found.*张三\.nii\.gz: no letter from A to Z"):
+        find_runs([folder / "张三.nii.gz"])
+    table = tmp_path / "runs.csv"
+    table.write_text("path,subject\nd/张三.nii.gz,zhang3\n", encoding="utf-8")
+    assert [run.subject for run in find_runs([table])[0]] == ["zhang3"]
+
+
+def test_summary_of_a_name_that_is_no_utf8_can_be_printed(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "d", "sub-1_bold.nii.gz", os.fsdecode(b"M\xfcller_mask.nii.gz"))
+    said = describe_found(discover([folder]))
+    assert r"M\xfcller_mask.nii.gz" in said
+    said.encode()

@@ -14,7 +14,8 @@ from sharding.discover.layout import recognise
 from sharding.discover.pattern import compiled
 from sharding.discover.summary import describe_found
 from sharding.errors import InputError
-from sharding.keys import run_label
+from sharding.format import is_key
+from sharding.keys import run_label, sample_key
 from tests.helpers.trees import MNI6, MNI2009, bids_tree, fmriprep_run, hcp_run, put, ukb_run
 
 NATIVE = ""
@@ -270,6 +271,21 @@ def test_runs_of_an_hcp_tree(tmp_path: Path) -> None:
     clean = discover([root], FindOptions(desc="hp2000_clean"))
     assert [run.path.name for run in clean.runs] == ["rfMRI_REST1_LR_hp2000_clean.nii.gz"]
     assert labels(discover([root / "100206" / "MNINonLinear"])) == labels(found)[:3]
+
+
+def test_hcp_folder_of_no_subject_is_left_out_without_its_name(tmp_path: Path) -> None:
+    hcp_run(tmp_path / "hcp", "100206", "rfMRI_REST1_LR", empty=True)
+    odd = hcp_run(tmp_path / "hcp", "SmithJane", "rfMRI_REST1_LR", empty=True) / "rfMRI_REST1_LR.nii.gz"
+    (item,) = discover([tmp_path / "hcp"]).left_out
+    assert (item.path, item.failed) == (odd, True)
+    assert item.reason == f"{odd}: the folder above MNINonLinear is not named by a subject's number"
+
+
+def test_entity_whose_name_is_not_ascii_makes_a_key(tree: Path) -> None:
+    fmriprep_run(tree, "sub-02_task-rest_größe-x", (MNI6,), empty=True)
+    (run,) = (run for run in discover([tree]).runs if run.subject == "02")
+    assert run.variant == "gr-e-x"
+    assert is_key(sample_key(run, 0))
 
 
 def test_runs_of_a_uk_biobank_tree(tmp_path: Path) -> None:

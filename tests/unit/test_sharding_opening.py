@@ -1,16 +1,20 @@
 """What opening a corpus takes, and which masks it takes."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sharding.corpus import open_corpus
 from sharding.errors import CorpusError
 from sharding.format import GRID_AFFINE
+from sharding.inspect import describe
 from sharding.mask_image import read_mask
 from tests.helpers.corpora import Segment, write_corpus
 
@@ -40,3 +44,27 @@ print(sorted(heavy & (set(sys.modules) - before)))
 """
     command = [sys.executable, "-c", program, str(write_corpus(tmp_path / "corpus", [Segment(20)]))]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_facts_that_may_not_be_read_are_named(tmp_path, monkeypatch):
+    folder = write_corpus(tmp_path / "corpus", [Segment(20)])
+
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(CorpusError, match=r"corpus\.json: cannot be read \(Permission denied\); check its permissions"):
+        open_corpus(folder)
+
+
+def _of_others(file: Path) -> None:
+    pq.write_table(pa.table({"other": [1]}), file)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"short"), _of_others])
+def test_runs_that_cannot_be_read_are_named(tmp_path, damage):
+    folder = write_corpus(tmp_path / "corpus", [Segment(20)])
+    (folder / "runs.parquet").touch()
+    damage(folder / "runs.parquet")
+    with pytest.raises(CorpusError, match=r"runs\.parquet: cannot be read \(.*; restore it or build the corpus again"):
+        describe(open_corpus(folder))

@@ -66,6 +66,15 @@ def test_own_brain_mask_decides_the_statistics(tmp_path: Path) -> None:
     np.testing.assert_array_equal(half.frames(0, 24), whole.frames(0, 24))
 
 
+def test_nan_in_a_mask_is_outside(tmp_path: Path) -> None:
+    image = head()
+    inside = (np.asarray(image.dataobj)[..., 0] > 0).astype(np.float32)
+    plain = save(nib.Nifti1Image(inside, image.affine), tmp_path, "mask.nii.gz")
+    with_nan = save(nib.Nifti1Image(np.where(inside > 0, 1, np.nan), image.affine), tmp_path, "nan.nii.gz")
+    one, other = (prepared(image, tmp_path, mask_path=mask) for mask in (plain, with_nan))
+    assert (one.mean, one.mask_dice) == (other.mean, other.mask_dice)
+
+
 def test_long_run_spills_to_a_file_with_the_same_result(
     tmp_path: Path, run: PreparedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +178,24 @@ def test_another_space_is_refused_and_taken_when_told(tmp_path: Path, code: int,
     with pytest.raises(InputError, match=rf"{reason}.*--assume-mni"):
         prepared(image, tmp_path, name=name)
     assert prepared(image, tmp_path, name=name, assume_mni=True).space == "assumed"
+
+
+@pytest.mark.parametrize("name", ["sub-01_bold.nii.gz", "sub-01_space-MNI152NLin6Asym_bold.nii.gz"])
+def test_image_without_a_transform_is_refused_whatever_its_name_says(tmp_path: Path, name: str) -> None:
+    image = head()
+    image.set_sform(None, code=0)
+    image.set_qform(None, code=0)
+    with pytest.raises(InputError, match=r"sform and qform code 0.*--assume-mni"):
+        prepared(image, tmp_path, name=name)
+
+
+@pytest.mark.parametrize("value", [1e13, 1e20])
+def test_one_value_out_of_all_proportion_is_refused(tmp_path: Path, value: float) -> None:
+    image = head()
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    data[(*(n // 2 for n in data.shape[:3]), 5)] = value
+    with pytest.raises(InputError, match=r"values up to 1e\+\d+ leave nothing of the others"):
+        prepared(with_header(nib.Nifti1Image(data, image.affine), 1.0), tmp_path)
 
 
 def test_image_beside_the_brain_is_refused_whatever_it_says(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A corpus under pseudonyms: no byte of it names a person, a session, a family or a file; the key stays outside."""
 
+import errno
 import json
 import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,7 +15,7 @@ from sharding.corpus import open_corpus
 from sharding.errors import InputError
 from sharding.privacy import Pseudonyms, without_names
 from tests.helpers.images import head, save, with_header
-from tests.helpers.trees import MNI6, bids_tree, fmriprep_run, put
+from tests.helpers.trees import MNI6, bids_tree, fmriprep_run, hcp_run, put
 
 PEOPLE = ("KOWALSKI77", "NDIAYE88", "OBRIEN99")
 SECRETS = [*PEOPLE, "visit20190412", "scan5551", "acq-ward3", "FAMILYSMITH", "hospitalarchive"]
@@ -178,3 +180,69 @@ def test_key_in_the_corpus_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 )
 def test_reason_without_names(reason: str, expected: str) -> None:
     assert without_names(reason, ["KOWALSKI77"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("/data/Jane Mary Smith/sub 1.nii.gz: TR 0 s", "FILE TR 0 s"),
+        ("/data/Jane Mary Smith/more/sub 1.json: cannot", "FILE cannot"),
+        ("[Errno 13] denied: '/data/Jane Mary Smith/sub 1.nii.gz'", "[Errno 13] denied: FILE"),
+        ("sub 1.nii.gz of the same run is taken", "FILE of the same run is taken"),
+        ("its name says sub-2, its folder sub-Müller", "its name says sub-***, its folder sub-***"),
+        ("its name says sub-Mu\u0308ller, its folder sub-M\udcfcller_x", "its name says sub-***, its folder sub-***_x"),
+    ],
+)
+def test_reason_without_the_blanks_of_a_path(reason: str, expected: str) -> None:
+    assert without_names(reason, paths=[Path("/data/Jane Mary Smith/sub 1.nii.gz")]) == expected
+
+
+def test_quoted_path_is_hidden_as_python_quotes_it() -> None:
+    path = Path("/data/Jane's Mary Smith\t/x.nii.gz")
+    assert without_names(f"denied: {str(path)!r}", paths=[path]) == "denied: FILE"
+
+
+def test_folders_of_names_with_blanks_stand_in_no_byte(key: Path, tmp_path: Path) -> None:
+    """Each kind of file is refused in a folder whose middle word only a path tells from the words about it."""
+    root = tmp_path / "of KOWALSKI77 archive"
+    save(head(volumes=24), root, "good.nii.gz")
+    save(head(volumes=3), root, "a short NDIAYE88 one.nii.gz")
+    save(head(volumes=24, seed=1), root, "masked.nii.gz")
+    (root / "my OBRIEN99 mask.nii.gz").write_bytes(b"no image")
+    rows = [f"{name},{mask}" for name, mask in (("good.nii.gz", ""), ("a short NDIAYE88 one.nii.gz", ""))]
+    put(root, "runs.csv", "path,mask\n" + "\n".join([*rows, "masked.nii.gz,my OBRIEN99 mask.nii.gz"]) + "\n")
+    assert build(root / "runs.csv", tmp_path / "out", "--anonymise", key) == 1
+    text = everything(tmp_path / "out")
+    assert not any(person in text for person in PEOPLE)
+
+
+def test_hcp_folder_of_no_subject_is_not_named(key: Path, tmp_path: Path) -> None:
+    hcp_run(tmp_path / "hcp", "100206", "rfMRI_REST1_LR")
+    hcp_run(tmp_path / "hcp", "KOWALSKI", "rfMRI_REST1_LR")
+    assert build(tmp_path / "hcp", tmp_path / "out", "--anonymise", key) == 1
+    assert "KOWALSKI" not in everything(tmp_path / "out")
+
+
+def test_table_of_displacement_that_cannot_be_read_is_not_named(
+    key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = hcp_run(tmp_path / "hcp", "100206", "rfMRI_REST1_LR")
+    (folder / "Movement_RelativeRMS.txt").write_text("0.1\n")
+
+    def refuse(file: Path, **options: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(np, "loadtxt", refuse)
+    build(tmp_path / "hcp", tmp_path / "out", "--anonymise", key)
+    (run,) = (r for r in pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist() if r["status"] == "ok")
+    assert run["fd_from"] == "unreadable ([Errno 13] Permission denied: " + run["source"]
+    assert str(tmp_path) not in everything(tmp_path / "out")
+
+
+def test_names_that_are_no_utf8_get_pseudonyms(key: Path, tmp_path: Path) -> None:
+    for name in (b"sub-1_ses-M\xfcller_bold.nii.gz", b"M\xfcller_mask.nii.gz"):
+        save(head(volumes=24), tmp_path / "in", "x.nii.gz").rename(tmp_path / "in" / os.fsdecode(name))
+    table = tmp_path / "who.tsv"
+    assert build(tmp_path / "in", tmp_path / "out", "--anonymise", key, "--anonymise-map", table) == 0
+    assert "ller" not in everything(tmp_path / "out").replace("filler", "")
+    assert r"sub-1_ses-M\xfcller_bold.nii.gz" in table.read_text()

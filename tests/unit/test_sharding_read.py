@@ -211,3 +211,46 @@ def test_headers_that_begin_far_into_their_file_are_not_mixed_up(tmp_path: Path)
 def test_mask_of_four_axes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a 3D image"):
         read_volume(save(series(), tmp_path, "a.nii"))
+
+
+def altered(path: Path, place: int, data: bytes) -> Path:
+    """The file with other bytes at a place of its header."""
+    raw = bytearray(path.read_bytes())
+    raw[place : place + len(data)] = data
+    path.write_bytes(raw)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("code", "unit"), [(7, "unknown"), (64, "unknown"), (80, "msec"), (63, "unknown"), (10, "sec"), (34, "hz")]
+)
+def test_unit_of_time_is_read_whatever_the_other_bits_say(tmp_path: Path, code: int, unit: str) -> None:
+    path = altered(save(series(), tmp_path, "a.nii"), 123, bytes([code]))
+    assert open_image(path).frame_unit == unit
+
+
+@pytest.mark.parametrize("code", [0, 8, 16, 24, 32, 40, 48])
+def test_units_of_time_are_named_as_nibabel_does(tmp_path: Path, code: int) -> None:
+    path = altered(save(series(), tmp_path, "a.nii"), 123, bytes([code | 2]))
+    assert open_image(path).frame_unit == nib.load(path).header.get_xyzt_units()[1]
+
+
+@pytest.mark.parametrize("offset", [np.inf, -np.inf, np.nan])
+def test_offset_that_is_no_number_is_refused(tmp_path: Path, offset: float) -> None:
+    path = altered(save(series(), tmp_path, "a.nii"), 108, np.float32(offset).tobytes())
+    for opened in (open_image, read_volume):
+        with pytest.raises(InputError, match=r"a\.nii: not a readable NIfTI image"):
+            opened(path)
+
+
+@pytest.mark.parametrize(("kind", "place"), [(nib.Nifti1Image, 108), (nib.Nifti2Image, 168)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_voxels_that_begin_inside_the_header_are_refused(tmp_path: Path, kind: type, place: int, packed: bool) -> None:
+    image = kind(np.zeros((5, 6, 7, 40), dtype=np.int16), np.eye(4))
+    path = altered(save(image, tmp_path, "a.nii"), place, bytes(4))
+    if packed:
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(gzip.compress((tmp_path / "a.nii").read_bytes()))
+    for opened in (open_image, read_volume):
+        with pytest.raises(InputError, match="voxels begin at byte 0, inside the header; repair or write"):
+            opened(path)
