@@ -5,12 +5,13 @@ model, the masks or the input are refused unless `checkpoint.allow_change` is se
 over.
 """
 
+import dataclasses
 from typing import Any
 
 from fmri_scale.checkpoint.consolidate import parameter_shapes
 from fmri_scale.checkpoint.layout import CheckpointDir
 from fmri_scale.checkpoint.state import TrainingState, read_config, read_state
-from fmri_scale.config import Config, to_dict
+from fmri_scale.config import Config
 from fmri_scale.errors import CheckpointError
 from fmri_scale.log import counted, get_logger
 
@@ -25,7 +26,7 @@ UNTOLD = ("run_dir", "data.", "checkpoint.", "log.")
 
 def differences(saved: Config, wanted: Config) -> list[tuple[str, Any, Any]]:
     """Return (key, saved value, wanted value) for every key that differs, in the schema's order."""
-    old, new = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    old, new = _flat(saved), _flat(wanted)
     return [(key, old[key], new[key]) for key in new if old[key] != new[key]]
 
 
@@ -92,8 +93,10 @@ def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else "x".join(map(str, shape)) or "a scalar"
 
 
-def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a section by dotted key; a mapping (mask.mixture) is one value, whatever it holds."""
     flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    for field in dataclasses.fields(section):
+        key, value = f"{prefix}{field.name}", getattr(section, field.name)
+        flat.update(_flat(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value})
     return flat

@@ -22,11 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print to stdout on rank 0; return 1 if something blocks the run."""
-    from fmri_scale.config import load_config
+    from fmri_scale.release.start import run_config
     from fmri_scale.training import dist, launch
     from fmri_scale.training.doctor import BLOCK, WARN, examine, findings, ranks
 
-    config = load_config([i for i in args.items if "=" not in i], [i for i in args.items if "=" in i])
+    config = run_config([i for i in args.items if "=" not in i], [i for i in args.items if "=" in i])
     place = launch.discover()
     device = dist.device_of(place)
     here = ranks.ranks_on_this_machine(place)

@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print to stdout."""
-    from fmri_scale.config import load_config
+    from fmri_scale.release.start import run_config
     from fmri_scale.training.estimate import devices, estimate, text
 
-    config = load_config([i for i in args.items if "=" not in i], [i for i in args.items if "=" in i])
+    config = run_config([i for i in args.items if "=" not in i], [i for i in args.items if "=" in i])
     made = estimate(config, args.nodes, args.gpus, devices.find(args.gpu))
     if args.json:
         more = {"run_s": made.run_s, "epoch_s": made.epoch_s, "epochs": made.epochs}

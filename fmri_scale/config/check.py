@@ -14,6 +14,8 @@ from fmri_scale.config.schema import (
 )
 from fmri_scale.errors import ConfigError
 
+SMALL_WINDOW = 2**16
+"Tokens of a window that are allowed whatever the clip has."
 CHOICES = {
     "model.strd": ("off", "published", "paper"),
     "model.backend": ("auto", "torch", "triton", "mamba_ssm"),
@@ -31,7 +33,10 @@ CHOICES = {
     "engine.compile": ("off", "inductor", "aot_eager"),
     "checkpoint.resume": ("auto", "never"),
     "log.wandb": ("auto", "online", "offline", "off"),
+    "log.level": ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"),
 }
+LONGEST_S = 1e9
+"Seconds that a limit in time may have at most, 30 years: clocks of the system overflow at some larger number."
 
 
 def check(config: Config) -> None:
@@ -41,6 +46,9 @@ def check(config: Config) -> None:
         value = getattr(getattr(config, section), name)
         if value not in allowed:
             raise ConfigError(f"{key}={value!r}: expected one of {', '.join(map(str, allowed))}")
+    if not -(2**63) <= config.seed < 2**63:
+        raise ConfigError(f"seed={config.seed}: expected a number of 64 bits, from -2**63 to 2**63 - 1")
+    _check_times(config)
     check_model(config.model)
     _check_mask(config.mask)
     _check_brain_tokens(config)
@@ -68,6 +76,17 @@ def check(config: Config) -> None:
         raise ConfigError("optim.ema_decay needs the weights in memory: engine.offload_parameters=cpu or none")
 
 
+def _check_times(config: Config) -> None:
+    times = {
+        "engine.timeout_s": config.engine.timeout_s,
+        "guard.hang_s": config.guard.hang_s,
+        "data.stall_timeout_s": config.data.stall_timeout_s,
+    }
+    for key, seconds in times.items():
+        if seconds > LONGEST_S:
+            raise ConfigError(f"{key}={seconds:g}: expected at most {LONGEST_S:g} seconds")
+
+
 def check_model(model: ModelConfig) -> None:
     """Raise ConfigError unless the shapes divide: image by patch, token grid by the merging of every stage."""
     for key, length in (("image_size", 3), ("patch_size", 4), ("window_size", 4), ("first_window_size", 4)):
@@ -85,6 +104,7 @@ def check_model(model: ModelConfig) -> None:
                 f"model.depths={model.depths}: {voxels // patch} patches along {axis} cannot be halved "
                 f"{halvings} times; take fewer stages or another patch_size"
             )
+    _check_windows(model)
     for key in ("num_frames", "in_channels", "embed_dim", "channel_multiplier", "state_dim", "conv_dim", "expand"):
         _positive(f"model.{key}", getattr(model, key))
     if model.patch_size[3] != 1:
@@ -97,6 +117,16 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError("model.brain_tokens=true: windows differ in length, which mamba_ssm cannot scan; take auto")
     if model.mlp_ratio <= 0:
         raise ConfigError(f"model.mlp_ratio={model.mlp_ratio}: expected a positive number")
+
+
+def _check_windows(model: ModelConfig) -> None:
+    """Refuse windows of more tokens than a clip has: each token of a window has weights of its own, with moments."""
+    clip = model.num_frames * math.prod(n // p for n, p in zip(model.image_size, model.patch_size, strict=False))
+    most = max(clip, SMALL_WINDOW)
+    for key in ("window_size", "first_window_size"):
+        tokens = math.prod(getattr(model, key))
+        if tokens > most:
+            raise ConfigError(f"model.{key}={getattr(model, key)}: {tokens} tokens, but a clip has {clip}")
 
 
 def _check_mask(mask: MaskConfig) -> None:

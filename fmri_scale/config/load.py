@@ -7,6 +7,7 @@ names the file or override and the nearest valid key.
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,13 +15,16 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from fmri_scale.config.check import check
 from fmri_scale.config.schema import Config
 from fmri_scale.errors import ConfigError
 
 T = typing.TypeVar("T")
+
+PATHS = ("run_dir", "start_from", "data.corpus", "data.cache_dir", "engine.offload_dir", "mask.atlas", "mask.labels")
+"Keys that hold a path, in which a leading ~ is the user's home; so do the entries of data.more_corpora."
 
 
 def load_config(
@@ -52,9 +56,46 @@ def load_typed(
 ) -> T:
     """Fill any schema of dataclasses in the same way, without the checks that belong to `Config`; `where` is `base`."""
     merged = _merge(schema, OmegaConf.structured(schema), base or {}, where)
+    for place, content in _contents(files, overrides):
+        merged = _merge(schema, merged, content, place)
+    try:
+        filled = typing.cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        remedy = "; a variable of the environment is ${oc.env:HOME}" if isinstance(error, InterpolationKeyError) else ""
+        raise ConfigError(f"{error.full_key or where}: {_first_line(error)}{remedy}") from error
+    if isinstance(filled, Config):
+        _expand_home(filled)
+    return filled
+
+
+def read_given(files: Sequence[str | Path], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return only what files and overrides say, as one nested dict without the schema's defaults.
+
+    Load it as a file: what is left out of it still comes from defaults, the schema's or a release's.
+
+    Raises
+    ------
+    ConfigError : as `load_typed`.
+    """
+    load_typed(Config, files, overrides)
+    given = OmegaConf.create({})
+    for place, content in _contents(files, overrides):
+        try:
+            given = typing.cast(DictConfig, OmegaConf.merge(given, _words(content, Config)))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{place}: {error.full_key or ''}: {_first_line(error)}") from error
+    try:
+        content = OmegaConf.to_container(given, resolve=True)
+    except InterpolationKeyError:  # it points to a key with its default, which is not known here
+        content = OmegaConf.to_container(given)
+    return typing.cast(dict[str, Any], content)
+
+
+def _contents(files: Sequence[str | Path], overrides: Sequence[str]) -> Iterable[tuple[str, Any]]:
+    """Yield (where it stands, content) of files with what they include and of overrides; later ones win."""
     for file in files:
         for path, content in _with_includes(Path(file), ()):
-            merged = _merge(schema, merged, content, str(path))
+            yield str(path), content
     for item in overrides:
         key, sep, _ = item.partition("=")
         if not sep or not key:
@@ -63,8 +104,16 @@ def load_typed(
             override = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise ConfigError(f"override {item!r}: {_first_line(error)}") from error
-        merged = _merge(schema, merged, override, f"override {item!r}")
-    return typing.cast(T, OmegaConf.to_object(merged))
+        yield f"override {item!r}", override
+
+
+def _expand_home(config: Config) -> None:
+    """Put the user's home for a leading ~ of every path, in place: a shell leaves it in key=~/folder."""
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        part = getattr(config, section) if section else config
+        setattr(part, name, os.path.expanduser(getattr(part, name)))
+    config.data.more_corpora = [os.path.expanduser(path) for path in config.data.more_corpora]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -90,7 +139,10 @@ def _with_includes(path: Path, seen: tuple[Path, ...]) -> Iterable[tuple[Path, d
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
     includes = content.pop("include", [])
-    for other in [includes] if isinstance(includes, str) else includes:
+    includes = [includes] if isinstance(includes, str) else includes
+    if not isinstance(includes, list) or not all(isinstance(other, str) for other in includes):
+        raise ConfigError(f"{path}: include: {includes!r}: expected a path or a list of paths")
+    for other in includes:
         yield from _with_includes(path.parent / other, (*seen, path))
     yield path, content
 

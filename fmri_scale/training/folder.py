@@ -118,9 +118,13 @@ class Status:
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """Return status.json of a run, empty before the first."""
+    """Return status.json of a run, empty before the first and where a machine's end has cut it."""
     path = run_dir / STATUS
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_text(errors="replace")) if path.is_file() else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _now() -> str:

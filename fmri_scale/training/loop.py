@@ -15,8 +15,8 @@ import torch
 
 from fmri_scale.checkpoint import TrainingState, collective, commit, engine_files, layout, retention
 from fmri_scale.config import Config
-from fmri_scale.data import check_ranks, open_corpora, preflight
-from fmri_scale.errors import FmriScaleError, LostRankError, TrainingError
+from fmri_scale.data import ClipBatch, check_ranks, open_corpora, preflight
+from fmri_scale.errors import DataError, FmriScaleError, LostRankError, TrainingError
 from fmri_scale.log import ROOT, configure_logging, counted, get_logger
 from fmri_scale.training import build, dist, folder, pictures, rng
 from fmri_scale.training.agreement import require_same
@@ -117,7 +117,7 @@ class Trainer:
         self.corpora = open_corpora(config.data, check_shards=False)
         collective.on_rank_0(lambda: preflight(self.corpora, config.data))
         if config.log.validate_every:
-            require_validation(self.corpora)
+            require_validation(self.corpora, config.model.num_frames)
         checkpoint = collective.on_rank_0(lambda: folder.find_checkpoint(config))
         rng.seed(config.seed, launch.rank, config.engine.deterministic)
         self.model = build.build_model(config)
@@ -150,7 +150,7 @@ class Trainer:
             launch.world_size,
             self.engine.module,
             state.watch if state else {},
-            lambda message: self.status.write("failed", self.step, exit_code=LOST, message=message),
+            self._tell_hang,
         )
         self.energy = GpuEnergy(device)
         self.energy_before = state.metrics.get("energy_j", 0.0) if state else 0.0
@@ -260,9 +260,17 @@ class Trainer:
         return self.stop.received or self.watch.request()
 
     def _validate(self) -> float | None:
-        loss = validation_loss(self.engine, self.corpora, self.prepare, self.config, self.launch, self._request)
+        how = (self.config, self.launch, self._request, self.watch.beat)
+        loss = validation_loss(self.engine, self.corpora, self.prepare, *how)
         self.watch.saved(0.0)
         return loss
+
+    def _tell_hang(self, message: str) -> None:
+        """Write into the status that the run hangs, or (no message) that it gets on again."""
+        if message:
+            self.status.write("failed", self.step, exit_code=LOST, message=message)
+        else:
+            self.status.write("running", self.step)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -312,16 +320,27 @@ class Trainer:
                 pictures.draw_loss(self.run_dir, self.run_dir / pictures.PICTURES / "loss.png")
             return
         target = self.run_dir / pictures.PICTURES / f"reconstruction_{self.step:08d}.png"
-        clip = pictures.fixed_clip(self.config, self.corpora)
-        title = f"step {self.step}, {clip.keys[0]}"
-        volumes, signal = self.prepare.volumes, pictures.SIGNAL[self.config.data.normalisation]
-        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, signal, draws=self.main)
+        clip: ClipBatch | None
+        try:  # rank 0 reads for all: whether there is a clip must be one answer, or ranks wait for each other
+            clip = collective.on_rank_0(lambda: pictures.fixed_clip(self.config, self.corpora))
+        except DataError as error:
+            log.warning("no picture of step %d: %s", self.step, error)
+            clip = None
+        if clip is not None:
+            self._draw_clip(clip, target)
         if self.main:
             alone = not self.config.objective.contrasts
             meaning = "mean squared error on hidden voxels" if alone else "loss"
             pictures.draw_loss(self.run_dir, target.with_name("loss.png"), meaning)
-            self.tracker.picture("reconstruction", target, self.step)
+            if clip is not None:
+                self.tracker.picture("reconstruction", target, self.step)
         self.watch.saved(0.0)
+
+    def _draw_clip(self, clip: ClipBatch, target: Path) -> None:
+        """Draw a clip's reconstruction; every rank calls it with the same clip."""
+        title = f"step {self.step}, {clip.keys[0]}"
+        volumes, signal = self.prepare.volumes, pictures.SIGNAL[self.config.data.normalisation]
+        pictures.draw_reconstruction(self.engine, self.model, volumes, clip, target, title, signal, draws=self.main)
 
     def _leave(self, code: int) -> int:
         """Save and stop because a signal asked for it."""

@@ -159,13 +159,13 @@ class MetricsFile:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's metrics.jsonl, in order."""
-    return [json.loads(line) for line in (run_dir / METRICS).read_text().splitlines()]
+    return [json.loads(line) for line in (run_dir / METRICS).read_text(errors="replace").splitlines()]
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
     """Return the whole lines of steps up to `step`; a kill can leave half a line at the end."""
     kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    for line in path.read_text(errors="replace").splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= step:
                 kept.append(line)

@@ -29,17 +29,35 @@ SIGNAL = {
 }
 "What the shades mean, by normalisation."
 HIDDEN = "darkslateblue"
+TRIES = 8
+"Clips of a split tried for a picture where data.on_bad_sample=substitute."
 
 
 def fixed_clip(config: Config, corpora: Sequence[Corpus]) -> ClipBatch:
-    """Return one clip that stays the same through the run: of the validation split, or of the training split's."""
+    """Return one clip that stays the same through the run: of the validation split, or of the training split's.
+
+    With data.on_bad_sample=substitute the first of `TRIES` clips of a split that can be read.
+
+    Raises
+    ------
+    DataError : none can be read.
+    """
+    tries = TRIES if config.data.on_bad_sample == "substitute" else 1
     for split in ("val", config.data.split):
-        try:
-            return next(iter(validation_clips(corpora, config.data, config.model.num_frames, 1, 0, 1, 1, split)))
-        except DataError:
-            if split == config.data.split:
-                raise
-    raise AssertionError("one of the two splits was used or raised")
+        for number in range(tries):
+            try:
+                return _one_of(tries, number, split, config, corpora)
+            except DataError as error:
+                last = error
+    raise last
+
+
+def _one_of(clips: int, number: int, split: str, config: Config, corpora: Sequence[Corpus]) -> ClipBatch:
+    """Return the clip of that number, of so many spread over a split (its first one where there are fewer)."""
+    frames = config.model.num_frames
+    batch = next(iter(validation_clips(corpora, config.data, frames, 1, number, clips, clips, split)))
+    batch.valid.fill_(True)
+    return batch
 
 
 def draw_reconstruction(

@@ -7,7 +7,7 @@ import torch
 
 from fmri_scale.config import Config
 from fmri_scale.data import ClipBatch, sample_table, validation_clips
-from fmri_scale.data.validation import weighted_mean
+from fmri_scale.data.validation import fixed_clips, weighted_mean
 from fmri_scale.errors import DataError
 from fmri_scale.training.dist import exchange
 from fmri_scale.training.launch import Launch
@@ -16,13 +16,25 @@ from sharding.corpus import Corpus
 SPLIT = "val"
 
 
-def require_validation(corpora: Sequence[Corpus]) -> None:
-    """Raise DataError at the start rather than at the first validation of a corpus without a validation split."""
+def require_validation(corpora: Sequence[Corpus], num_frames: int) -> None:
+    """Raise DataError at the start rather than at the first validation of a corpus without a clip to validate on.
+
+    Parameters
+    ----------
+    num_frames : frames of a clip; a validation sample must have as many.
+    """
     try:
-        sample_table(list(corpora), SPLIT)
+        table = sample_table(list(corpora), SPLIT)
     except DataError as error:
         raise DataError(
             f"log.validate_every is set, but {error}; set it to 0 or build with a validation split"
+        ) from error
+    try:
+        fixed_clips(table, num_frames, 1)
+    except DataError as error:
+        raise DataError(
+            f"log.validate_every is set, but {error} (model.num_frames={num_frames}); set log.validate_every=0, a "
+            "smaller model.num_frames, or build longer validation samples"
         ) from error
 
 
@@ -33,10 +45,12 @@ def validation_loss(
     config: Config,
     launch: Launch,
     stopping: Callable[[], int],
+    beat: Callable[[], None],
 ) -> float | None:
     """Return the mean loss over `log.validate_clips` clips of the validation split; every rank calls it.
 
-    None where a rank is `stopping`: a request to stop does not wait for the end of a long validation.
+    None where a rank is `stopping`: a request to stop does not wait for the end of a long validation. `beat` is called
+    after every batch: a long validation is no hang.
     """
     batches = validation_clips(
         list(corpora),
@@ -58,5 +72,6 @@ def validation_loss(
             clips = int(batch.valid.sum())
             total += float(engine(*prepare(batch)).loss) * clips
             count += clips
+            beat()
     engine.train()
     return weighted_mean(total, count, engine.device)

@@ -10,8 +10,9 @@ from fmri_scale.checkpoint import consolidated_state, fragments, layout, reshard
 from fmri_scale.checkpoint.commit import save
 from fmri_scale.checkpoint.reading import load_tensors
 from fmri_scale.checkpoint.state import TrainingState
-from fmri_scale.config import Config
-from fmri_scale.errors import CheckpointError
+from fmri_scale.config import Config, MaskConfig
+from fmri_scale.errors import CheckpointError, LaunchError
+from fmri_scale.training import agreement
 
 
 def checkpoint_of(run_dir, config, state_dicts, zero_stage=1, world_size=1):
@@ -157,3 +158,25 @@ def test_engine_refuses_a_pickle_that_runs_code(tmp_path):
     torch.save({"module": RunsCode()}, path)
     with pytest.raises(CheckpointError, match="cannot be read as tensors"):
         EngineFiles().load(str(path))
+
+
+@pytest.mark.parametrize("mixture", [{"token": 1.0}, {"token": 1.0, "tube": 1.0, "window": 2.0}])
+def test_a_mixture_that_lost_or_gained_a_strategy_is_another_one(tmp_path, mixture):
+    module = {"mp_rank_00_model_states.pt": {"module": {"model.a": torch.ones(2)}}}
+    saved, now = (
+        Config(mask=MaskConfig(strategy="mixture", mixture=m)) for m in ({"token": 1.0, "tube": 1.0}, mixture)
+    )
+    checkpoint = checkpoint_of(tmp_path, saved, module)
+    with pytest.raises(CheckpointError, match=r"mask\.mixture \{'token': 1\.0, 'tube': 1\.0\} -> \{"):
+        restore.check(checkpoint, now, world_size=1)
+    now.checkpoint.allow_change = True
+    restore.check(checkpoint, now, world_size=1)
+
+
+def test_ranks_with_other_weights_of_datasets_are_found(monkeypatch):
+    first, other = Config(), Config()
+    first.data.weights = {"one": 1.0}
+    for pair in ((first, other), (other, first)):
+        monkeypatch.setattr(agreement, "gather", lambda mine, pair=pair: [(config, "host") for config in pair])
+        with pytest.raises(LaunchError, match=r"data\.weights="):
+            agreement.require_same(pair[0])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fmri_scale.config import Config, load_config, save_config, schema
-from fmri_scale.config.load import valid_keys
+from fmri_scale.config.load import PATHS, read_given, valid_keys
 from fmri_scale.config.reference import reference
 from fmri_scale.errors import ConfigError
 from fmri_scale.train import main, read_arguments
@@ -61,6 +61,15 @@ def test_off_is_a_word_where_a_word_is_wanted(tmp_path, word):
         ("optim.micro_batch=3", "is not a multiple of"),
         ("mask.ratio=1.0", "expected a fraction"),
         ("mask.strategy=region", r"needs mask\.atlas"),
+        ("log.level=foo", r"log\.level='foo': expected one of DEBUG, INFO"),
+        ("seed=18446744073709551616", "seed=18446744073709551616: expected a number of 64 bits"),
+        ("engine.timeout_s=1e15", r"engine\.timeout_s=1e\+15: expected at most 1e\+09 seconds"),
+        ("guard.hang_s=1e15", r"guard\.hang_s=1e\+15: expected at most"),
+        ("data.stall_timeout_s=1e15", r"data\.stall_timeout_s=1e\+15: expected at most"),
+        ("run_dir=${HOME}/zz", r"run_dir: .*HOME.*\$\{oc\.env:HOME\}"),
+        ("model.window_size=[100,100,100,100]", r"model\.window_size=.*: 100000000 tokens, but a clip has 81920"),
+        ("model.first_window_size=[100,100,100,100]", r"model\.first_window_size"),
+        ("model.window_size=[8,8,8,40]", None),
     ],
 )
 def test_mistakes_are_one_line_that_names_the_remedy(override, message):
@@ -138,3 +147,39 @@ def test_bad_command_line_is_one_line_and_exit_code_2(capsys, arguments, message
 def test_help_says_how_to_start(capsys):
     assert main(["--help"]) == 0
     assert "deepspeed --num_gpus 8 fmri_scale/train.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("include", ["", "5", "[1]", "{a: b}"])
+def test_include_that_is_no_path_is_named(tmp_path, include):
+    (tmp_path / "run.yaml").write_text(f"include: {include}\nseed: 1\n")
+    with pytest.raises(ConfigError, match=r"run\.yaml: include: .* expected a path or a list of paths"):
+        load_config([tmp_path / "run.yaml"])
+
+
+def test_home_is_put_into_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config([], [*(f"{key}=~/there" for key in PATHS), "data.more_corpora=[~/a, s3://b]"])
+    found = [getattr(config, key) if "." not in key else None for key in ("run_dir", "start_from")]
+    assert found == ["/home/me/there"] * 2
+    assert (config.data.corpus, config.mask.atlas) == ("/home/me/there",) * 2
+    assert config.data.more_corpora == ["/home/me/a", "s3://b"]
+    assert load_config([], ["log.wandb_name=~x", "run_dir=${oc.env:HOME}/r"]).run_dir == "/home/me/r"
+
+
+def test_given_values_are_those_of_files_and_overrides_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    write(tmp_path / "base.yaml", {"optim": {"lr": 1.0, "steps": 5}, "mask": {"mixture": {"token": 1.0}}})
+    file = write(tmp_path / "run.yaml", {"include": "base.yaml", "optim": {"lr": 2.0}, "log": {"wandb": False}})
+    overrides = ["run_dir=${oc.env:SCRATCH}/r", "mask.mixture.tube=2", "model.depths=[1]"]
+    wanted = {
+        "optim": {"lr": 2.0, "steps": 5},
+        "mask": {"mixture": {"token": 1.0, "tube": 2}},
+        "log": {"wandb": "off"},
+        "run_dir": "/scratch/r",
+        "model": {"depths": [1]},
+    }
+    assert read_given([file], overrides) == wanted
+    told = read_given([], ["objective.span_frames=${model.num_frames}"])
+    assert told == {"objective": {"span_frames": "${model.num_frames}"}}
+    with pytest.raises(ConfigError, match="unknown key"):
+        read_given([], ["optim.lrr=1"])

@@ -35,8 +35,8 @@ def corpus(tmp_path_factory, content):
 
 
 def stream(corpus, rank=0, world=1, micro=1, batch=12, **settings):
-    position = settings.pop("position", 0)
-    return ClipStream(corpus, DataConfig(**settings), 20, batch, micro, rank, world, seed=7, position=position)
+    position, frames = settings.pop("position", 0), settings.pop("frames", 20)
+    return ClipStream(corpus, DataConfig(**settings), frames, batch, micro, rank, world, seed=7, position=position)
 
 
 def test_batches_hold_the_frames_that_the_plan_names(corpus, content):
@@ -131,6 +131,7 @@ def test_the_running_hash_is_that_of_an_unbroken_run(corpus):
     ("change", "words"),
     [
         ({"lanes": 4}, "data.lanes was 1, is 4"),
+        ({"frames": 30}, r"clip length\) was .*frames drawn for a clip \(.*objective.span_frames\) was 20, is 30"),
         ({"weights": {"one": 1.0, "two": 2.0}}, "data.weights"),
         ({"split": "val"}, "data.split"),
         ({"min_jitter": 3}, "data.min_jitter was 0, is 3"),

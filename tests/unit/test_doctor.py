@@ -190,3 +190,11 @@ def test_read_speed_counts_only_what_was_read(tmp_path):
     file.write_bytes(os.urandom(9 << 20))
     speed, _ = storage.read_speed([file, Path(__file__)])
     assert speed > 0
+
+
+def test_a_rank_that_lacks_an_entry_of_a_mapping_is_told_which():
+    first, other = (
+        {"values": json.dumps({"mask": {"mixture": m}})} for m in ({"token": 1.0, "tube": 2.0}, {"token": 1.0})
+    )
+    assert ranks._changed_keys(first, other) == " (mask.mixture.tube 2.0 -> None)"
+    assert ranks._changed_keys(other, first) == " (mask.mixture.tube None -> 2.0)"

@@ -139,6 +139,9 @@ def test_unknown_gpu_and_batch_that_does_not_divide_are_named(capsys):
         devices.find("tpu")
     assert main(["estimate", "configs/model/base.yaml", "--gpus", "3", "--gpu", "h100"]) == 2
     assert "optim.global_batch=8 is not a multiple" in capsys.readouterr().err
+    for option, number in (("--gpus", "0"), ("--nodes", "-1")):
+        assert main(["estimate", "configs/model/base.yaml", option, number, "--gpu", "h100"]) == 2
+        assert f"{option} {number}: expected at least 1" in capsys.readouterr().err
 
 
 def test_checkpoint_counts_weights_and_moments():

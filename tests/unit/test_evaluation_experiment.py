@@ -10,7 +10,7 @@ import yaml
 
 from fmri_scale.cli import main
 from fmri_scale.config import load_config
-from fmri_scale.errors import ConfigError, LaunchError
+from fmri_scale.errors import CheckpointError, ConfigError, LaunchError
 from fmri_scale.evaluation.experiment import arms as arms_module
 from fmri_scale.evaluation.experiment import run as run_module
 from fmri_scale.evaluation.experiment.arms import Arm, arms_of, resolve, summary
@@ -167,6 +167,13 @@ def test_arms_differ_in_what_they_say_and_share_the_rest(experiment: Path, tmp_p
     assert resolved["tube", 1]["mask"]["strategy"] == "tube"
     assert resolved["tube", 1]["seed"] == 1
     assert resolved["token", 0]["model"] == resolved["tube", 1]["model"]
+
+
+def test_an_arm_may_start_from_the_release_of_an_earlier_one(experiment: Path, tmp_path: Path) -> None:
+    start = "arms.tube=['start_from={out}/arms/token/seed-0/release']"
+    assert len(arms_of(load_experiment([experiment], [start]), tmp_path / "out")) == 4
+    with pytest.raises(CheckpointError, match="no such folder"):
+        arms_of(load_experiment([experiment], [f"arms.tube=[start_from={tmp_path}/none]"]), tmp_path / "out")
 
 
 def test_a_wrong_arm_is_found_before_anything_is_trained(experiment: Path, trainer: Trainer, tmp_path: Path) -> None:

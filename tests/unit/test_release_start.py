@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import fmri_scale
+from fmri_scale.cli import main
 from fmri_scale.config import Config
 from fmri_scale.errors import CheckpointError, ConfigError
+from fmri_scale.evaluation.experiment.arms import Arm, resolve
 from fmri_scale.models import Backbone, MaskedAutoencoder
 from fmri_scale.models.embed import patchify
 from fmri_scale.release import Pretrained
@@ -18,6 +20,7 @@ from fmri_scale.release.export import ExportSettings, export, shapes_of
 from fmri_scale.release.fit import Fitted, fit, resize, resize_matrix
 from fmri_scale.release.reference import reference_clip
 from fmri_scale.release.start import run_config, start, starter
+from fmri_scale.training.supervise import plan
 from tests.helpers.tiny_run import tiny_config, tiny_model, weights_of, write_run
 
 
@@ -179,3 +182,29 @@ def test_another_normalisation_is_refused(folder):
 def test_a_release_that_is_not_there_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         run_config([], [f"start_from={tmp_path / 'none'}"])
+
+
+def test_a_launch_and_an_arm_train_what_the_release_decides(folder, release, tmp_path):
+    """The ranks read one file, in which nothing may stand that only the schema said."""
+    (tmp_path / "own.yaml").write_text("log:\n  wandb: off\nmodel:\n  num_frames: 12\n")
+    items = [str(tmp_path / "own.yaml"), f"start_from={folder / 'whole'}", f"run_dir={tmp_path / 'run'}", "seed=4"]
+    wanted = run_config(items[:1], items[1:])
+    made = plan.make(items, ranks_per_node=1)
+    assert run_config([made.config], []) == wanted
+    assert wanted.model == dataclasses.replace(release.config, num_frames=12)
+    assert wanted.data.normalisation == "voxel_z"
+    assert resolve(Arm("a", 4, tmp_path, tuple(items))) == dataclasses.asdict(wanted)
+
+
+@pytest.mark.parametrize("command", ["estimate", "doctor"])
+def test_commands_about_a_run_take_the_model_of_its_release(folder, release, tmp_path, monkeypatch, command):
+    seen = []
+
+    def look(config, *rest):
+        seen.append(config)
+        raise ConfigError("seen")
+
+    monkeypatch.setattr("fmri_scale.training.estimate.estimate", look)
+    monkeypatch.setattr("fmri_scale.training.doctor.examine", look)
+    assert main([command, f"start_from={folder / 'whole'}", f"run_dir={tmp_path / 'run'}"]) == 2
+    assert seen[0].model == release.config

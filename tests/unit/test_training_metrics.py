@@ -6,17 +6,25 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from fmri_scale.config import Config, ModelConfig
+from fmri_scale.data.reading import ClipReader, ReadFault
+from fmri_scale.errors import DataError
 from fmri_scale.models import cost
-from fmri_scale.training import metrics, pictures, throughput
+from fmri_scale.training import folder, loop, metrics, pictures, throughput
 from fmri_scale.training.estimate import devices
 from fmri_scale.training.estimate.speed import compute_seconds
+from fmri_scale.training.launch import Launch
 from fmri_scale.training.progress import Progress, duration
+from fmri_scale.training.supervise import verdict
+from fmri_scale.training.validate import require_validation, validation_loss
+from sharding.corpus import open_corpus
+from tests.helpers.corpora import Segment, write_corpus
 
 
 def test_rows_of_repeated_steps_are_dropped_on_resume(tmp_path):
@@ -225,3 +233,85 @@ def test_peak_memory_is_the_process_own_and_not_that_of_who_started_it():
     )
     done = subprocess.run([sys.executable, "-c", starter], capture_output=True, text=True, check=True)
     assert 0.05 < float(done.stdout) < 1.4
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 0.5}\n\xff\xfe\x00\n\xe2\x82')
+    metrics.MetricsFile(tmp_path, 1).close()
+    assert metrics.read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"state": "run', b"\xff\xfe", b"[1]"])
+def test_a_cut_status_is_none(tmp_path, content):
+    (tmp_path / "status.json").write_bytes(content)
+    assert folder.read_status(tmp_path) == {}
+    assert verdict.read_status(tmp_path) == {}
+
+
+def unreadable(monkeypatch, rows: int):
+    """Let the first clips that are asked for be bad, that many; return the list of those asked for."""
+    asked, original = [], ClipReader.read
+
+    def read(self, request, *more):
+        asked.append((request.row, request.start_frame))
+        if len(asked) <= rows:
+            raise ReadFault("rotten")
+        return original(self, request, *more)
+
+    monkeypatch.setattr(ClipReader, "read", read)
+    return asked
+
+
+def test_a_picture_takes_another_clip_where_bad_ones_are_substituted(tmp_path, monkeypatch):
+    corpora = [open_corpus(write_corpus(tmp_path / "corpus", [Segment(60)] * 4))]
+    config = Config(model=ModelConfig(num_frames=20))
+    assert pictures.fixed_clip(config, corpora).valid.all()
+    asked = unreadable(monkeypatch, rows=2)
+    with pytest.raises(DataError, match="rotten"):
+        pictures.fixed_clip(config, corpora)
+    config.data.on_bad_sample = "substitute"
+    asked.clear()
+    clip = pictures.fixed_clip(config, corpora)
+    assert clip.valid.all()
+    assert len(set(asked)) == 3
+
+
+def test_a_run_without_a_clip_to_draw_goes_on(tmp_path, monkeypatch, caplog):
+    def none(*arguments):
+        raise DataError("rotten")
+
+    monkeypatch.setattr(pictures, "fixed_clip", none)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    trainer = SimpleNamespace(
+        config=Config(), corpora=[], run_dir=tmp_path, step=7, main=True, watch=SimpleNamespace(saved=lambda s: None)
+    )
+    with caplog.at_level("WARNING", logger="fmri_scale"):
+        loop.Trainer._draw(trainer)
+    assert "no picture of step 7: rotten" in caplog.text
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["loss.png"]
+
+
+def test_validation_samples_shorter_than_a_clip_are_told_at_the_start(tmp_path):
+    corpora = [open_corpus(write_corpus(tmp_path / "corpus", [Segment(60)] * 2 + [Segment(12, split="val")]))]
+    require_validation(corpora, 12)
+    with pytest.raises(
+        DataError, match=r"no validation sample has 13 frames.*log\.validate_every=0.*model\.num_frames"
+    ):
+        require_validation(corpora, 13)
+
+
+def test_every_batch_of_a_validation_beats_the_watch(tmp_path, monkeypatch):
+    monkeypatch.setattr("fmri_scale.training.validate.exchange", lambda values, device: [tuple(values)])
+    corpora = [open_corpus(write_corpus(tmp_path / "corpus", [Segment(60), Segment(60, split="val")]))]
+    beats = []
+
+    class Engine:
+        device = torch.device("cpu")
+        eval = train = staticmethod(lambda: None)
+
+        def __call__(self, batch):
+            return SimpleNamespace(loss=torch.tensor(2.0))
+
+    how = (Config(), Launch(0, 1, 0, "", 0, "single"), lambda: 0, lambda: beats.append(1))
+    assert validation_loss(Engine(), corpora, lambda batch: (batch,), *how) == 2.0
+    assert len(beats) == 3

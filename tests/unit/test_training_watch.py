@@ -252,3 +252,26 @@ def test_run_that_ends_in_a_trace_keeps_it(tmp_path):
     run_steps(profiler, 1, 3)
     profiler.close(3)
     assert traces(tmp_path) == ["steps_2_3_rank_0.json.gz", "steps_2_3_rank_0.txt"]
+
+
+def test_a_run_that_gets_on_within_the_grace_period_is_not_ended(tmp_path):
+    program = """
+import sys, time
+from pathlib import Path
+from fmri_scale.training.watch.hang import HangWatch
+stacks = Path(sys.argv[1]) / "stacks.txt"
+watch = HangWatch(0.3, stacks, lambda message: print(repr(message), flush=True), grace_s=1.0)
+while not watch.message:
+    time.sleep(0.01)
+end = time.monotonic() + 1.5
+while time.monotonic() < end:
+    watch.beat()
+    time.sleep(0.05)
+watch.close()
+print("alive", repr(watch.message))
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    told = done.stdout.splitlines()
+    assert told[0].startswith("'no step for")
+    assert told[1:] == ["''", "alive ''"]

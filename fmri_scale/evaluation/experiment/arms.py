@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fmri_scale.config import load_config, to_dict
+from fmri_scale.config import Config, load_typed, to_dict
 from fmri_scale.errors import ConfigError, LaunchError
 from fmri_scale.evaluation.corpus_features import corpus_runs, extract_stored_run
 from fmri_scale.evaluation.experiment.schema import ExperimentConfig
@@ -26,6 +26,7 @@ from fmri_scale.evaluation.features import save_features
 from fmri_scale.evaluation.untrained import untrained
 from fmri_scale.release import Pretrained, from_pretrained
 from fmri_scale.release.export import export
+from fmri_scale.release.start import run_config
 from fmri_scale.training.folder import take
 from fmri_scale.training.signals import INTERRUPTED, REQUEUE
 from fmri_scale.training.supervise.processes import die_with_parent
@@ -76,15 +77,23 @@ def arms_of(config: ExperimentConfig, out: Path) -> list[Arm]:
             folder = out / "arms" / name / f"seed-{seed}"
             items = [config.fill(item, out) for item in (*config.pretrain, *own)]
             arm = Arm(name, seed, folder, (*items, f"seed={seed}", f"run_dir={folder / 'run'}"))
-            resolve(arm)
+            _check(arm, out)
             found.append(arm)
     return found
+
+
+def _check(arm: Arm, out: Path) -> None:
+    """Resolve an arm; one that starts from a release which another arm is still to make, as far as its keys go."""
+    start = load_typed(Config, *_divide(arm.items)).start_from
+    if start and Path(start).is_relative_to(out) and not Path(start).exists():
+        return
+    resolve(arm)
 
 
 def resolve(arm: Arm) -> dict:
     """Resolved configuration of an arm's training run."""
     files, overrides = _divide(arm.items)
-    return to_dict(load_config(files, overrides))
+    return to_dict(run_config(files, overrides))
 
 
 def make_arm(arm: Arm, config: ExperimentConfig, corpora: dict[str, Path]) -> None:

@@ -75,7 +75,8 @@ def agreement(notes: list[dict[str, Any]]) -> Iterator[Finding]:
 def _changed_keys(first: dict[str, Any], other: dict[str, Any]) -> str:
     """Return the keys in which a configuration differs from rank 0's, with both values."""
     mine, theirs = _flat(json.loads(first["values"])), _flat(json.loads(other["values"]))
-    changed = [f"{key} {mine.get(key)!r} -> {value!r}" for key, value in theirs.items() if mine.get(key) != value]
+    keys = [key for key in dict.fromkeys([*mine, *theirs]) if mine.get(key) != theirs.get(key)]
+    changed = [f"{key} {mine.get(key)!r} -> {theirs.get(key)!r}" for key in keys]
     return f" ({', '.join(changed[:5])})" if changed else ""
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from fmri_scale.config import Config
 from fmri_scale.data import open_corpora, sample_table
 from fmri_scale.data.pool import clips_per_sample
+from fmri_scale.errors import ConfigError
 from fmri_scale.models import cost
 from fmri_scale.models.shapes import encoder_stages
 from fmri_scale.training.ds_config import accumulation
@@ -83,9 +84,12 @@ def estimate(config: Config, nodes: int, ranks_per_node: int, device: Device) ->
 
     Raises
     ------
-    ConfigError : the global batch does not divide over the ranks.
+    ConfigError : no node or no GPU, or the global batch does not divide over the ranks.
     DataError, CorpusError : data.corpus is set and cannot be opened.
     """
+    for what, number in (("nodes", nodes), ("gpus", ranks_per_node)):
+        if number < 1:
+            raise ConfigError(f"--{what} {number}: expected at least 1")
     optim, model, world_size = config.optim, config.model, nodes * ranks_per_node
     micro_steps = accumulation(optim.global_batch, optim.micro_batch, world_size)
     patches = computed_patches(model)

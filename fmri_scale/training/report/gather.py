@@ -14,7 +14,7 @@ import yaml
 from fmri_scale.checkpoint import layout
 from fmri_scale.config import Config, to_dict
 from fmri_scale.errors import DataError
-from fmri_scale.training.folder import STATUS
+from fmri_scale.training.folder import STATUS, read_status
 from fmri_scale.training.guards import BAD_STEPS
 from fmri_scale.training.metrics import METRICS
 from fmri_scale.training.pictures import PICTURES
@@ -71,7 +71,7 @@ def gather(run_dir: Path) -> Run:
     return Run(
         run_dir=run_dir.resolve(),
         rows=_lines(run_dir / METRICS, damaged),
-        status=_json(run_dir / STATUS),
+        status=read_status(run_dir),
         config=config,
         changed=changed_keys(config),
         launches=_lines(run_dir / record.LAUNCHES, damaged),

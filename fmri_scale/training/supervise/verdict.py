@@ -26,10 +26,14 @@ class Verdict:
 
 
 def read_status(run_dir: Path | None) -> dict[str, Any]:
-    """Return status.json of a run folder; empty without a folder or before the first status."""
+    """Return status.json of a run folder; empty without a folder, before the first status, or where it was cut."""
     if run_dir is None or not (run_dir / STATUS).is_file():
         return {}
-    return json.loads((run_dir / STATUS).read_text())
+    try:
+        found = json.loads((run_dir / STATUS).read_text(errors="replace"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def newest_name(run_dir: Path | None) -> str:

@@ -60,6 +60,10 @@ class Watch:
         if every and self._world_size > 1 and step % every == 0:
             divergence.check(self._module, step)
 
+    def beat(self) -> None:
+        """Say that something long, such as a validation, is getting on."""
+        self._hang.beat()
+
     def compare(self, own_s: float, step: int) -> None:
         """Find the slowest rank by each one's own time of a step; every rank calls it."""
         if self._world_size > 1:
