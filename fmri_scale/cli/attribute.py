@@ -1,12 +1,12 @@
 """Which regions does a model use? By occlusion or integrated gradients of a task's head, or by reconstruction error.
 
 fmri-scale attribute release corpus --atlas AAL3.nii.gz --labels labels.tsv --out maps \\
-    --task configs/tasks/sex.yaml features.brain=brain.npz target.table=participants.tsv
+    --task name=sex features.brain=brain.npz target.table=participants.tsv target.column=sex
 fmri-scale attribute release corpus --atlas AAL3.nii.gz --method reconstruction --out maps
 
 A region's effect is what its fluctuation in time changes in the score of the truth, on validation people (--final: on
-test people), against heads fitted to permuted labels. OUT holds regions.csv, groups.csv, attribution.nii.gz, pictures
-and report.html.
+test people), against permuted labels. OUT holds regions.csv, groups.csv, attribution.nii.gz, pictures and
+report.html.
 """
 
 import argparse
@@ -43,19 +43,20 @@ def run(args: argparse.Namespace) -> int:
     """Print the ten first regions to stdout."""
     from fmri_scale.errors import DataError
     from fmri_scale.evaluation.attribution.regions import load_regions
-    from fmri_scale.evaluation.attribution.runs import RunLibrary
+    from fmri_scale.evaluation.attribution.runs import RunLibrary, check_counts
     from fmri_scale.log import configure_logging
     from fmri_scale.release import from_pretrained
 
     configure_logging()
+    check_counts(permutations=args.permutations, clips=args.clips)
+    if args.method != "reconstruction" and not args.task:
+        raise DataError(f"--method {args.method} weighs regions for a task: give --task TASK.yaml ...")
     model = from_pretrained(args.release, device=args.device)
     regions = load_regions(args.atlas, args.labels, model.mask)
     library = RunLibrary(model, args.runs, args.assume_mni)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.method == "reconstruction":
         table = _reconstruction(args, model, library, regions)
-    elif not args.task:
-        raise DataError(f"--method {args.method} weighs regions for a task: give --task TASK.yaml ...")
     else:
         table = _attribution(args, model, library, regions)
     print(table.head(10).to_string(index=False))

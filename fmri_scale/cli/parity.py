@@ -2,7 +2,8 @@
 
 Each CASE.safetensors (beside its CASE.json) holds an input, the weights under published names, and what the
 published code made of them. The weights come in through the converter; the largest relative error
-|ours - theirs| / |theirs| of loss, latent, prediction and every gradient is printed. Exit code 1 above --tol.
+|ours - theirs| / |theirs| of loss, latent, prediction and every gradient is printed. Exit code 1 above --tol, and
+where anything is not finite.
 
 fmri-scale parity tests/golden/*.safetensors
 """
@@ -26,6 +27,7 @@ from fmri_scale.models import Backbone, MaskedAutoencoder, TokenMask
 from fmri_scale.models.masking import unit_of_token
 from fmri_scale.models.neurostorm_state import config_from_published, from_published, to_published
 from fmri_scale.models.shapes import token_grid
+from fmri_scale.release.load import usable_device
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 PREDICTION_STRIDE = 31
@@ -53,18 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one line a case; return 1 if any error exceeds the tolerance."""
     print(f"{'case':<24}{'loss':>10}{'latent':>10}{'prediction':>12}{'gradient':>10}  worst gradient")
-    worst = 0.0
+    worst, device = 0.0, usable_device(args.device)
     for path in args.cases:
         case, arguments = read_case(path)
         try:
-            errors = compare(case, arguments, DTYPES[args.dtype], args.backend, torch.device(args.device), args.codes)
+            errors = compare(case, arguments, DTYPES[args.dtype], args.backend, device, args.codes)
         except KeyError as error:
             raise DataError(f"{path}: no golden case, it lacks {error}") from error
         worst = max(worst, *errors.values())
         print(format_row(path.stem, errors), flush=True)
-    verdict = "within" if worst <= args.tol else "above"
-    print(f"largest relative error {worst:.2e}: {verdict} the tolerance of {args.tol:.0e}")
-    return 0 if worst <= args.tol else 1
+    passed = math.isfinite(worst) and worst <= args.tol
+    print(f"largest relative error {worst:.2e}: {'within' if passed else 'above'} the tolerance of {args.tol:.0e}")
+    return 0 if passed else 1
 
 
 def read_case(path: Path) -> tuple[Case, dict[str, Any]]:
@@ -122,10 +124,14 @@ def coded_clips(case: Case, config: ModelConfig, device: torch.device) -> CodedC
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Return |ours - theirs| / |theirs| in float64; where theirs is zero, 0 if ours is too, else infinity."""
+    """Return |ours - theirs| / |theirs| in float64; where theirs is zero, 0 if ours is too, else infinity.
+
+    Infinity, too, where a value of either is not finite: never NaN, which passes every comparison by `max`.
+    """
     ours, theirs = ours.detach().cpu().double().flatten(), theirs.double().flatten()
     difference, size = float((ours - theirs).norm()), float(theirs.norm())
-    return difference / size if size else (math.inf if difference else 0.0)
+    error = difference / size if size else (math.inf if difference else 0.0)
+    return error if math.isfinite(error) else math.inf
 
 
 def format_row(name: str, errors: Errors) -> str:

@@ -27,6 +27,10 @@ HYPER_NAMES = {
     "in_channels": "in_chans",
 }
 "Fields of ours and their published names."
+HYPER_READ = frozenset([*HYPER_NAMES.values(), "patch_size", "img_size"])
+"All hyper-parameters read here."
+MOST_QUOTED = 200
+"Characters of a hyper-parameter that a remark quotes."
 
 
 @dataclass
@@ -54,7 +58,7 @@ def detect(shapes: Shapes, hyper: Mapping[str, Any], given: Mapping[str, Any]) -
     Parameters
     ----------
     shapes : of every weight, by published name.
-    hyper : hyper-parameters of the checkpoint; may be empty.
+    hyper : hyper-parameters of the checkpoint, as plain values of bounded size; may be empty.
     given : fields of ModelConfig that the user states; they go before everything else.
 
     Raises
@@ -145,11 +149,19 @@ def _compare(found: Detected, hyper: Mapping[str, Any]) -> None:
         said = hyper.get(published)
         said = list(said) if isinstance(said, tuple) else said
         if said is not None and found.origin[name] == SHAPE and said != found.values[name]:
-            found.remarks.append(f"hyper-parameter {published}={said}, but the weights have {found.values[name]}")
+            found.remarks.append(
+                f"hyper-parameter {published}={_quoted(said)}, but the weights have {found.values[name]}"
+            )
     size = _numbers(hyper.get("img_size"), 4)
     actual = [*found.values["image_size"], found.values["num_frames"]]
     if size and size != actual:
         found.remarks.append(f"hyper-parameter img_size={size}, but the weights have {actual}")
+
+
+def _quoted(value: Any) -> str:
+    """Return a value of a file as a remark may show it: short, and without control characters."""
+    text = repr(value)
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def _numbers(value: Any, count: int) -> list[int] | None:

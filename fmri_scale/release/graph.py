@@ -7,6 +7,7 @@ numbers are compared before it gets its name. Shape suffixes: B clips, N tokens,
 window, C pieces of a window, E channels, S states, K taps.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -207,5 +208,11 @@ def _deviation(model: Pretrained, graph: Any) -> float:
         volume = reference_clip(model, model.config.num_frames).repeat(clips, 1, 1, 1, 1, 1)
         volume = volume * torch.linspace(1.0, 0.5, clips).view(-1, 1, 1, 1, 1, 1)
         for ours, theirs in zip(EncoderGraph(model)(volume), graph(volume), strict=True):
-            worst = max(worst, float((ours - theirs).norm() / ours.norm().clamp(min=1e-30)))
+            worst = max(worst, _relative(ours.double(), theirs.double()))
     return worst
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    """Return the norm of the difference over that of ours; infinity where a value of either is not finite."""
+    deviation = float((ours - theirs).norm() / ours.norm().clamp(min=1e-30))
+    return deviation if math.isfinite(deviation) else math.inf  # max() would pass over NaN

@@ -45,12 +45,27 @@ def from_pretrained(
     Raises
     ------
     CheckpointError : a file is missing, damaged or does not fit the others; the message names it.
+    ConfigError : there is no such device here.
     """
+    device = usable_device(device)
     folder = locate(source, revision, cache_dir, token)
     checksums.verify(folder)
     model = open_release(folder)
     model.identity = checksums.identity(folder)
     return model.to(device)
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a device that tensors can be made on; ConfigError, naming those that are here, if it is none."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device has its own way to say so
+        cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        here = ", ".join(["cpu", *(f"cuda:{number}" for number in range(cards))])
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used: {reason}; this machine has {here}") from error
+    return found
 
 
 def locate(

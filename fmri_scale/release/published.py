@@ -22,7 +22,7 @@ from fmri_scale.config.check import check_model
 from fmri_scale.errors import CheckpointError, ConfigError
 from fmri_scale.models.neurostorm_state import from_published, published_name
 from fmri_scale.release import layout
-from fmri_scale.release.detect import Detected, detect
+from fmri_scale.release.detect import HYPER_READ, Detected, detect
 from fmri_scale.release.export import ExportSettings, write_release
 from fmri_scale.release.pickle_values import TensorRef, UnsafePickleError
 from fmri_scale.release.preprocessing import Preprocessing
@@ -36,6 +36,8 @@ HEAD = "output_head."
 PREFIX = "model."
 NORMALISATION = "run_z"
 "What the published pipeline does: z over all voxels of the mask and all frames of a run, background the minimum."
+MOST_ITEMS = 10_000
+"Items of lists taken over from the hyper-parameters, in total: shared lists can stand for any number of them."
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,14 @@ def _state(file: TorchFile) -> dict[str, TensorRef]:
 
 
 def _hyper_parameters(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyper-parameters of a checkpoint as plain values, with at most MOST_ITEMS items in all lists."""
     hyper = content.get("hyper_parameters", content.get("hparams", {}))
-    return hyper if isinstance(hyper, dict) and "state_dict" in content else {}
+    if not isinstance(hyper, dict) or "state_dict" not in content:
+        return {}
+    names = [name for name in hyper if isinstance(name, str)]
+    budget = _Budget(MOST_ITEMS)
+    # what decides the architecture comes first, so that other lists cannot use up its share
+    return {name: _plain(hyper[name], budget) for name in sorted(names, key=lambda name: name not in HYPER_READ)}
 
 
 def _given(overrides: Sequence[str]) -> dict[str, Any]:
@@ -212,10 +220,23 @@ def _report(found: Published) -> dict[str, Any]:
 def _facts(content: dict[str, Any], hyper: dict[str, Any]) -> dict[str, Any]:
     names = ("epoch", "global_step", "pytorch-lightning_version")
     known = {name: content[name] for name in names if isinstance(content.get(name), int | str)}
-    return {**known, "hyper_parameters": {str(k): _plain(v) for k, v in hyper.items()}}
+    return {**{name: _plain(value, _Budget(0)) for name, value in known.items()}, "hyper_parameters": hyper}
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+@dataclass
+class _Budget:
+    """How many more items of lists may be taken over."""
+
+    left: int
+
+    def take(self, items: int) -> bool:
+        """Take that many, if so many are left."""
+        taken = items <= self.left
+        self.left -= items if taken else 0
+        return taken
+
+
+def _plain(value: Any, budget: _Budget, depth: int = 0) -> Any:
     """Return a value as JSON may hold it; of what is neither number, text nor a short list, its kind."""
     if value is None or isinstance(value, bool | str):
         return value[:1000] if isinstance(value, str) else value
@@ -223,6 +244,6 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return value if abs(value) < 2**53 else str(value)
     if isinstance(value, float):
         return value if abs(value) < float("inf") else str(value)
-    if isinstance(value, list | tuple) and depth < 3 and len(value) <= 1000:
-        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, list | tuple) and depth < 3 and len(value) <= 1000 and budget.take(len(value)):
+        return [_plain(item, budget, depth + 1) for item in value]
     return f"<{type(value).__name__}>"

@@ -2,17 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from fmri_scale.errors import DataError
+from fmri_scale import cli
+from fmri_scale.cli import attribute as command
+from fmri_scale.errors import ConfigError, DataError
+from fmri_scale.evaluation.attribution import task as task_module
 from fmri_scale.evaluation.attribution.effects import batches, gradient_effects, occlusion_effects, volume_of
 from fmri_scale.evaluation.attribution.reconstruction import reconstruction_error
 from fmri_scale.evaluation.attribution.regions import Regions, load_regions
-from fmri_scale.evaluation.attribution.report import save_attribution
+from fmri_scale.evaluation.attribution.report import save_attribution, save_errors
 from fmri_scale.evaluation.attribution.runs import spread
 from fmri_scale.evaluation.attribution.statistic import (
     contrast,
@@ -21,9 +25,14 @@ from fmri_scale.evaluation.attribution.statistic import (
     permuted_groups,
     weigh_regions,
 )
-from fmri_scale.evaluation.attribution.task import Attribution
-from fmri_scale.evaluation.probes import Problem
-from fmri_scale.evaluation.sealed import FIT, Part
+from fmri_scale.evaluation.attribution.task import Attribution, AttributionSettings, attribute
+from fmri_scale.evaluation.compare import Representation, Units
+from fmri_scale.evaluation.probes import LinearProbe, Problem
+from fmri_scale.evaluation.probes.choice import choose_and_fit
+from fmri_scale.evaluation.sealed import FIT, VAL, Part
+from fmri_scale.evaluation.splits import Split, holdout, leave_one_out
+from fmri_scale.evaluation.tasks import load_task
+from fmri_scale.evaluation.tasks.schema import TaskConfig
 from sharding.format import GRID_AFFINE, GRID_SHAPE
 from sharding.mask import brain_mask
 from tests.helpers.tiny_pretrained import tiny_pretrained
@@ -251,3 +260,126 @@ def test_clips_are_spread_over_the_run() -> None:
     assert spread(np.arange(0, 100, 10), 3).tolist() == [0, 40, 90]
     assert spread([5, 7], 4).tolist() == [5, 7]
     assert spread([5, 7], 0).tolist() == [5, 7]
+
+
+NUM_UNITS, NUM_REGIONS, WIDTH = 60, 4, 5
+
+
+@dataclass
+class MadeStudy:
+    """A task on made features, one person in four of class b, and what `attribute` is given."""
+
+    units: Units
+    vectors: np.ndarray
+    effects: np.ndarray
+    split: Split
+    regions: Regions
+
+    def attribute(self, book: Path | None = None, final: bool = False, balanced: bool = False) -> Attribution:
+        task = TaskConfig(name="made", features={"brain": "brain.npz"}, balanced=balanced)
+        settings = AttributionSettings(permutations=20, final=final)
+        model = SimpleNamespace(identity="0" * 64)
+        return attribute(model, task, None, self.regions, settings, book)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def study(monkeypatch: pytest.MonkeyPatch) -> MadeStudy:
+    random, names = np.random.default_rng(5), np.array([f"s{i:02}" for i in range(NUM_UNITS)], dtype=object)
+    truth = (np.arange(NUM_UNITS) % 4 == 0).astype(np.int64)
+    vectors = random.normal(size=(NUM_UNITS, WIDTH)) + 0.5 * truth[:, None]
+    effects = random.normal(size=(NUM_UNITS, NUM_REGIONS, WIDTH))
+    units = Units(names, names, names, truth, CLASSES)
+    split = holdout(dict(zip(names, truth.tolist(), strict=True)), "subject")
+    mask = np.zeros(GRID_SHAPE, dtype=bool)
+    mask[40:44, 48, 48] = True
+    regions = Regions([f"r{i}" for i in range(NUM_REGIONS)], [""] * NUM_REGIONS, np.arange(NUM_REGIONS), mask)
+    made = MadeStudy(units, vectors, effects, split, regions)
+    representation = Representation(np.arange(NUM_UNITS), lambda rows: vectors[rows])
+    source = SimpleNamespace(
+        clips={0: SimpleNamespace(release="0" * 64)}, representation=lambda units: lambda seed: representation
+    )
+
+    def prepared(task: TaskConfig) -> SimpleNamespace:
+        sources = SimpleNamespace(features=[source], units=None)
+        return SimpleNamespace(sources=sources, units=made.units, splits={0: made.split})
+
+    monkeypatch.setattr(task_module, "task_units", prepared)
+    monkeypatch.setattr(task_module, "unit_effects", lambda model, clips, representation, rows, *rest: effects[rows])
+    return made
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_head_explained_is_the_one_evaluated(study: MadeStudy, balanced: bool) -> None:
+    found = study.attribute(balanced=balanced).by_region.statistic
+    (fold,) = study.split.folds
+
+    def part(side: str, groups: tuple[str, ...]) -> tuple[np.ndarray, Part]:
+        rows = np.flatnonzero(np.isin(study.units.group, list(groups)))
+        return rows, Part(side, study.vectors[rows], study.units.truth[rows], rows)
+
+    (_, fit), (rows, val) = part(FIT, fold.fit), part(VAL, fold.choices[0].val)
+    fitted = choose_and_fit(LinearProbe(balanced=balanced), [(fit, val)], fit, CLASSES, 0)
+    other = choose_and_fit(LinearProbe(balanced=not balanced), [(fit, val)], fit, CLASSES, 0)
+
+    def statistic(model) -> np.ndarray:
+        (weights,), _ = model.direction()
+        favour = contrast(study.units.truth[rows], CLASSES)
+        return np.einsum("ure,uk,ke->r", study.effects[rows], favour, np.stack([-weights, weights]) / 2) / len(rows)
+
+    np.testing.assert_allclose(found, statistic(fitted.fitted), rtol=1e-6)
+    assert np.abs(statistic(other.fitted) - found).max() > 1e-3 * np.abs(found).max()
+
+
+def test_an_atlas_without_groups_is_weighed_and_saved(study: MadeStudy, tmp_path: Path) -> None:
+    found = study.attribute()
+    assert found.group_names == []
+    assert found.by_group.null.shape == (20, 0)
+    assert len(found.by_group.p) == len(found.by_group.p_fwe) == 0
+    assert len(save_attribution(found, tmp_path, "made")) == NUM_REGIONS
+    assert (tmp_path / "report.html").stat().st_size > 0
+    assert not (tmp_path / "groups.png").exists()
+
+
+def test_units_that_are_all_alike_are_refused_before_the_test_set_is_opened(study: MadeStudy, tmp_path: Path) -> None:
+    book, names = tmp_path / "openings.jsonl", study.units.group
+    whole = study.split
+    study.split = leave_one_out(dict.fromkeys(names, 0), "subject")
+    with pytest.raises(DataError, match=r"the 1 test units do not differ .*split\.method=k_fold"):
+        study.attribute(book, final=True)
+    study.split = whole
+    test = np.isin(names, list(whole.folds[0].test))
+    study.units.truth[test] = 1
+    with pytest.raises(DataError, match=r"holdout: the 1\d test units do not differ .*different classes"):
+        study.attribute(book, final=True)
+    assert not book.exists()
+    study.units.truth[np.flatnonzero(test)[:4]] = 0
+    assert study.attribute(book, final=True).side == "test"
+    assert len(book.read_text().splitlines()) == 1
+
+
+def test_one_person_has_errors_without_intervals(study: MadeStudy, tmp_path: Path) -> None:
+    errors = np.array([[0.5, 0.25, np.nan, 1.0]])
+    table = save_errors(errors, study.regions, tmp_path, "made")
+    assert table["error"].tolist()[:3] == [0.25, 0.5, 1.0]
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert "One person, so no intervals" in (tmp_path / "report.html").read_text()
+    two = save_errors(np.concatenate([errors, errors + 0.1]), study.regions, tmp_path, "made")
+    assert two.loc[:2, ["low", "high"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(("option", "name"), [("--clips", "clips"), ("--permutations", "permutations")])
+def test_a_negative_count_is_refused_before_anything_is_opened(option: str, name: str, tmp_path: Path, capsys) -> None:
+    words = ["attribute", "absent", "absent", "--atlas", "absent", "--out", str(tmp_path / "out"), option, "-5"]
+    assert cli.main([*words, "--method", "reconstruction"]) == 2
+    assert f"{name}=-5: expected a whole number, 0 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=f"{name}=-5"):
+        AttributionSettings(**{name: -5})
+
+
+def test_the_example_of_the_help_is_a_task() -> None:
+    (line,) = (line for line in command.__doc__.splitlines() if "--task" in line)
+    words = line.split()[1:]
+    assert all("=" in word or Path(word).is_file() for word in words)
+    task = load_task([word for word in words if "=" not in word], [word for word in words if "=" in word])
+    assert (task.kind, list(task.features), task.target.column) == ("classification", ["brain"], "sex")

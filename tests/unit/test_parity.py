@@ -50,6 +50,24 @@ def test_parity_command_passes_what_agrees_and_fails_what_does_not(perturbed, ca
     assert "layers." in printed.splitlines()[2]
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_above_any_tolerance(odd, tmp_path, capsys):
+    finite = torch.tensor([1.0, 2.0])
+    for ours, theirs in ((finite * odd, finite), (finite, finite * odd), (finite * odd, finite * odd)):
+        assert relative_error(ours, theirs) == float("inf")
+    case = load_file(GOLDEN / "encoder_prompt.safetensors")
+    case["latent"] = case["latent"] * odd
+    save_file(case, tmp_path / "odd.safetensors")
+    (tmp_path / "odd.json").write_text((GOLDEN / "encoder_prompt.json").read_text())
+    assert main(["parity", str(tmp_path / "odd.safetensors"), "--tol", "inf"]) == 1
+    assert "above the tolerance" in capsys.readouterr().out
+
+
+def test_parity_names_a_device_that_is_not_there(capsys):
+    assert main(["parity", str(GOLDEN / "strd.safetensors"), "--device", "gpu"]) == 2
+    assert "device 'gpu' cannot be used" in capsys.readouterr().err
+
+
 def test_parity_names_a_file_it_cannot_read(tmp_path, capsys):
     assert main(["parity", str(tmp_path / "absent.safetensors")]) == 2
     assert "absent.safetensors" in capsys.readouterr().err

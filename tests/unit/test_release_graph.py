@@ -8,7 +8,7 @@ import torch
 
 import fmri_scale
 from fmri_scale import cli
-from fmri_scale.errors import CheckpointError
+from fmri_scale.errors import CheckpointError, ConfigError
 from fmri_scale.kernels import Windows
 from fmri_scale.kernels.conv import conv_silu
 from fmri_scale.kernels.scan import scan
@@ -108,6 +108,30 @@ def test_a_graph_that_deviates_is_not_written(release, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="deviates from the model by"):
         graph.export_graph(fmri_scale.from_pretrained(release), tmp_path / "encoder.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_is_not_finite_is_not_written(release, tmp_path, monkeypatch):
+    class Empty:
+        def module(self):
+            return lambda volume: (torch.zeros(len(volume), 16), torch.full((len(volume), 16, 2, 2, 2, 5), torch.nan))
+
+    model = fmri_scale.from_pretrained(release)
+    monkeypatch.setattr(graph, "EncoderGraph", lambda model: Empty().module())
+    monkeypatch.setattr(graph, "record", lambda model: None)
+    monkeypatch.setattr(torch.export, "save", lambda program, path: path.write_bytes(b"x"))
+    monkeypatch.setattr(torch.export, "load", lambda path: Empty())
+    with pytest.raises(CheckpointError, match="deviates from the model by inf"):
+        graph.export_graph(model, tmp_path / "encoder.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", r"device 'gpu' cannot be used: .*; this machine has cpu"), ("cuda:99", "device 'cuda:99' cannot be used")],
+)
+def test_a_device_that_is_not_there_is_named_with_those_that_are(release, device, message):
+    with pytest.raises(ConfigError, match=message):
+        fmri_scale.from_pretrained(release, device=device)
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "none/encoder.pt2"])

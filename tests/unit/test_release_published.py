@@ -203,6 +203,39 @@ def test_an_unusual_name_must_be_allowed(tmp_path):
     assert found.facts["hyper_parameters"]["logger"] == "<Named>"
 
 
+def _shared(depth: int, width: int) -> list:
+    """Lists in lists that share what they hold: few objects that stand for width**depth items."""
+    value: list = [1] * width
+    for _ in range(depth - 1):
+        value = [value] * width
+    return value
+
+
+def test_hyper_parameters_that_share_lists_stay_small(tmp_path):
+    case, arguments = read_case(GOLDEN / "encoder_prompt.safetensors")
+    hyper = {"x": _shared(3, 150), "y": [[1] * 99] * 999}
+    hyper |= hyper_of(arguments) | {"embed_dim": _shared(24, 2), "depths": ["\x1b" * 50] * 500}
+    found = read_published(lightning(tmp_path / "a.ckpt", published_weights(case), hyper))
+    facts = json.dumps(found.facts)
+    assert facts.count("1,") < 10_000
+    assert len(facts) < 1_000_000
+    assert [remark.split("=")[0] for remark in found.detected.remarks] == [
+        "hyper-parameter embed_dim",
+        "hyper-parameter depths",
+    ]
+    assert max(map(len, found.detected.remarks)) < 300
+    assert not any("\x1b" in remark for remark in found.detected.remarks)
+
+
+def test_other_lists_do_not_use_up_the_share_of_the_architecture(tmp_path):
+    case, arguments = read_case(GOLDEN / "encoder_first_window.safetensors")
+    hyper = {f"people{number}": list(range(1000)) for number in range(20)} | hyper_of(arguments)
+    found = read_published(lightning(tmp_path / "a.ckpt", published_weights(case), hyper))
+    assert found.detected.config.first_window_size == list(arguments["first_window_size"])
+    taken = [found.facts["hyper_parameters"][f"people{number}"] for number in range(20)]
+    assert sum(isinstance(value, list) for value in taken) == 9
+
+
 def test_masks_of_training_are_taken_over(tmp_path):
     case, arguments = read_case(GOLDEN / "mae_window.safetensors")
     found = read_published(lightning(tmp_path / "a.ckpt", published_weights(case), hyper_of(arguments)))

@@ -13,7 +13,7 @@ from fmri_scale.evaluation.attribution.figures import bar_chart, brain_figures
 from fmri_scale.evaluation.attribution.regions import Regions
 from fmri_scale.evaluation.attribution.statistic import RegionEvidence
 from fmri_scale.evaluation.attribution.task import Attribution
-from fmri_scale.evaluation.bootstrap import resample
+from fmri_scale.evaluation.bootstrap import Interval, resample
 from fmri_scale.evaluation.report import STYLE
 from sharding.mask_image import map_bytes
 
@@ -56,15 +56,11 @@ def save_errors(errors: np.ndarray, regions: Regions, out: Path, title: str, num
     Parameters
     ----------
     errors
-        float64 (people, R), one row a person; NaN where nothing was hidden.
+        float64 (people, R), one row a person; NaN where nothing was hidden. One person has no interval: NaN.
     """
     out.mkdir(parents=True, exist_ok=True)
-    resampling = resample(len(errors), num_draws, seed=0)
-    known = ~np.isnan(errors)
-    with np.errstate(invalid="ignore"):
-        draws = (resampling.counts @ np.where(known, errors, 0)) / (resampling.counts @ known)
-        mean = np.where(known, errors, 0).sum(axis=0) / known.sum(axis=0)
-    intervals = [resampling.interval(float(mean[r]), draws[:, r]) for r in range(len(regions))]
+    intervals = _error_intervals(errors, num_draws)
+    mean = np.array([interval.value for interval in intervals])
     table = pd.DataFrame(
         {
             "region": regions.name,
@@ -84,11 +80,23 @@ def save_errors(errors: np.ndarray, regions: Regions, out: Path, title: str, num
         out / "regions.png", regions.name, explained, np.empty((0, len(regions))), f"{title}: variance explained",
         np.zeros(len(regions), dtype=bool),
     )  # fmt: skip
-    sentences = [
-        f"{len(errors)} people. Error of hidden voxels over their variance about a still picture: 0 is perfect."
-    ]
+    people = f"{len(errors)} people" if len(errors) > 1 else "One person, so no intervals"
+    sentences = [f"{people}. Error of hidden voxels over their variance about a still picture: 0 is perfect."]
     write_text(out / "report.html", _page(title, sentences, [table, groups], [out / "regions.png", *pictures]))
     return table
+
+
+def _error_intervals(errors: np.ndarray, num_draws: int) -> list[Interval]:
+    """Mean error of each region with its interval over people, whose bounds are NaN for fewer than two."""
+    known = ~np.isnan(errors)
+    filled = np.where(known, errors, 0)
+    with np.errstate(invalid="ignore"):
+        mean = filled.sum(axis=0) / known.sum(axis=0)
+        if len(errors) < 2:
+            return [Interval(float(value), np.nan, np.nan) for value in mean]
+        resampling = resample(len(errors), num_draws, seed=0)
+        draws = (resampling.counts @ filled) / (resampling.counts @ known)
+    return [resampling.interval(float(value), draws[:, region]) for region, value in enumerate(mean)]
 
 
 def save_map(regions: Regions, values: np.ndarray, out: Path, stem: str, title: str) -> list[Path]:

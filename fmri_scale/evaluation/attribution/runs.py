@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmri_scale.errors import ConfigError
 from fmri_scale.evaluation.baselines.series import series_only
 from fmri_scale.evaluation.corpus_features import corpus_runs
 from fmri_scale.evaluation.entities import Entities, entities_of_labels
@@ -69,6 +70,13 @@ class RunLibrary:
         )
         with contextlib.closing(run):
             yield run, run.num_frames
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ConfigError for the first count below 0; 0 has a meaning of its own (no permutations, all clips)."""
+    for name, count in counts.items():
+        if count < 0:
+            raise ConfigError(f"{name}={count}: expected a whole number, 0 or more")
 
 
 def spread(starts: Sequence[int] | np.ndarray, most: int) -> np.ndarray:

@@ -54,10 +54,14 @@ def contrast(truth: np.ndarray, problem: Problem) -> np.ndarray:
     return (is_class - share) / np.where(share > 0, share, 1.0) / len(problem.classes)
 
 
-def linear_head(part: Part, problem: Problem, penalty: float, seed: int) -> np.ndarray:
-    """Weights (K, E) of a linear probe on features as they are; for two classes both rows, of opposite sign."""
+def linear_head(part: Part, problem: Problem, penalty: float, seed: int, balanced: bool = False) -> np.ndarray:
+    """Weights (K, E) of a linear probe on features as they are; for two classes both rows, of opposite sign.
+
+    `balanced` weights classes alike in the fit, as in the task.
+    """
     refuse_test(part)
-    weights, classes = LinearProbe().fit(part, problem, [penalty], seed)[0].direction()  # type: ignore[attr-defined]
+    (fitted,) = LinearProbe(balanced=balanced).fit(part, problem, [penalty], seed)
+    weights, classes = fitted.direction()  # type: ignore[attr-defined]
     if not problem.is_class:
         return weights
     if len(weights) == 1:
@@ -95,8 +99,8 @@ def weigh_regions(
 
 
 def evidence(observed: np.ndarray, null: np.ndarray) -> RegionEvidence:
-    """Compare statistics (R,) with those of permutations (P, R)."""
-    if not len(null):
+    """Compare statistics (R,) with those of permutations (P, R); without any, or of no region, p and z are NaN."""
+    if not null.size:
         nothing = np.full(len(observed), np.nan)
         return RegionEvidence(observed, nothing, nothing, nothing, null)
     sd = null.std(axis=0)

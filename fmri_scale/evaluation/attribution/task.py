@@ -13,11 +13,11 @@ import numpy as np
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.attribution.effects import gradient_effects, occlusion_effects
 from fmri_scale.evaluation.attribution.regions import Regions
-from fmri_scale.evaluation.attribution.runs import RunLibrary, spread
+from fmri_scale.evaluation.attribution.runs import RunLibrary, check_counts, spread
 from fmri_scale.evaluation.attribution.statistic import RegionEvidence, evidence, linear_head, weigh_regions
 from fmri_scale.evaluation.compare import Representation, Units, make_part
 from fmri_scale.evaluation.probes import LinearProbe, choose_and_fit
-from fmri_scale.evaluation.sealed import FIT, VAL, FinalEvaluation
+from fmri_scale.evaluation.sealed import FIT, VAL, FinalEvaluation, groups_tested
 from fmri_scale.evaluation.splits import Fold
 from fmri_scale.evaluation.tasks.predict import task_units
 from fmri_scale.evaluation.tasks.schema import PREDICTION, TaskConfig
@@ -32,7 +32,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class AttributionSettings:
-    """How regions are weighed."""
+    """How regions are weighed; ConfigError for a negative number of permutations or clips."""
 
     method: str = "occlusion"
     "occlusion or gradients."
@@ -44,6 +44,9 @@ class AttributionSettings:
     "Clips at a time."
     final: bool = False
     "Weigh on test units instead of validation units."
+
+    def __post_init__(self) -> None:
+        check_counts(permutations=self.permutations, clips=self.clips)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def attribute(
     Raises
     ------
     DataError
-        Features and model, or features and runs, do not belong together.
+        Features and model, or features and runs, do not belong together, or a fold's held out units are all alike.
     """
     if task.kind not in PREDICTION or len(task.features) != 1:
         raise DataError("attribution needs a classification or regression task with the features of one model")
@@ -91,15 +94,20 @@ def attribute(
         raise DataError(f"{clips.source}: made by release {clips.release[:12]}, not by {model.identity[:12]}")
     representation = source.representation(prepared.sources.units)(seed)
     folds = [(fold, _held_groups(fold, settings.final)) for fold in prepared.splits[seed].folds]
-    penalties = [_penalty(representation, units, fold, seed) for fold, _ in folds]
+    held_rows = [_held_rows(fold, held, units, settings.final) for fold, held in folds]
+    penalties = [_penalty(representation, units, fold, seed, task.balanced) for fold, _ in folds]
     if settings.final:
         frozen = {"attribution": settings.method, "penalties": [str(penalty) for penalty in penalties]}
-        FinalEvaluation(book, prepared.splits[seed].sha256, frozen)
+        split = prepared.splits[seed]
+        FinalEvaluation(book, split.sha256, frozen, groups_tested([split]))
     found = []
-    for (fold, held), penalty in zip(folds, penalties, strict=True):
-        rows = np.flatnonzero(np.isin(units.group, list(held)))
+    for (fold, _), rows, penalty in zip(folds, held_rows, penalties, strict=True):
         effects = unit_effects(model, clips, representation, rows, library, regions, settings)
-        found.append((_weigh(effects, rows, representation, units, fold, penalty, settings, seed), len(rows)))
+        fit = make_part(FIT, representation, units, fold.fit)
+        head = linear_head(fit, units.problem, penalty, seed, task.balanced)
+        truth, group = units.truth[rows], units.group[rows]
+        weighed = weigh_regions(effects, head, truth, group, units.problem, settings.permutations, seed)
+        found.append((weighed, len(rows)))
     by_region = _pooled(found)
     names, statistic = regions.grouped(by_region.statistic)
     _, null = regions.grouped(by_region.null)
@@ -150,29 +158,26 @@ def _held_groups(fold: Fold, final: bool) -> tuple[str, ...]:
     return fold.choices[0].val
 
 
-def _penalty(representation: Representation, units: Units, fold: Fold, seed: int) -> float:
+def _held_rows(fold: Fold, held: tuple[str, ...], units: Units, final: bool) -> np.ndarray:
+    """Units of the groups held out, int64 (U,); DataError where their truth is one and the same."""
+    rows = np.flatnonzero(np.isin(units.group, list(held)))
+    if len(np.unique(units.truth[rows])) < 2:
+        alike = "classes" if units.problem.is_class else "values"
+        remedy = "split.method=k_fold with few split.folds" if final else "a larger share in split.fractions"
+        raise DataError(
+            f"{fold.name}: the {len(rows)} {'test' if final else 'validation'} units do not differ in their truth, "
+            f"so no region can speak for it; two or more units of different {alike} are needed: use {remedy}"
+        )
+    return rows
+
+
+def _penalty(representation: Representation, units: Units, fold: Fold, seed: int, balanced: bool) -> float:
     pairs = [
         (make_part(FIT, representation, units, choice.train), make_part(VAL, representation, units, choice.val))
         for choice in fold.choices
     ]
     fit = make_part(FIT, representation, units, fold.fit)
-    return float(choose_and_fit(LinearProbe(), pairs, fit, units.problem, seed).setting)
-
-
-def _weigh(
-    effects: np.ndarray,
-    rows: np.ndarray,
-    representation: Representation,
-    units: Units,
-    fold: Fold,
-    penalty: float,
-    settings: AttributionSettings,
-    seed: int,
-) -> RegionEvidence:
-    head = linear_head(make_part(FIT, representation, units, fold.fit), units.problem, penalty, seed)
-    return weigh_regions(
-        effects, head, units.truth[rows], units.group[rows], units.problem, settings.permutations, seed
-    )
+    return float(choose_and_fit(LinearProbe(balanced=balanced), pairs, fit, units.problem, seed).setting)
 
 
 def _pooled(found: list[tuple[RegionEvidence, int]]) -> RegionEvidence:
