@@ -16,7 +16,7 @@ import numpy as np
 
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.probes import Chosen, Probe, Problem, Tuner, choose_and_fit, unit_means
-from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest
+from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest, groups_tested
 from fmri_scale.evaluation.splits import Fold, Split
 from fmri_scale.log import get_logger
 
@@ -140,12 +140,14 @@ def compare(
     Raises
     ------
     DataError
-        Groups and splits do not fit, or a fold has one class only.
+        Groups and splits do not fit, a side of a fold has nobody, or a fold has one class only.
     """
     for split in splits.values():
         lost = set(units.group) - split.groups()
         if lost:
             raise DataError(f"{len(lost)} groups, such as {sorted(lost)[0]!r}, are not in the split; make a new split")
+        for fold in split.folds:
+            _refuse_empty_sides(fold, set(units.group))
     frozen = []
     for seed, split in splits.items():
         for fold in split.folds:
@@ -156,7 +158,7 @@ def compare(
         return Predictions(VAL, _gather_validation(frozen, units), settings, 0)
     text = {" | ".join(map(str, key)): str(value) for key, value in settings.items()}
     hashes = "+".join(split.sha256 for split in splits.values())
-    permission = FinalEvaluation(book, hashes, text)
+    permission = FinalEvaluation(book, hashes, text, groups_tested(splits.values()))
     return Predictions(TEST, _gather_test(frozen, units, permission), settings, permission.openings)
 
 
@@ -166,6 +168,14 @@ def make_part(side: str, representation: Representation, units: Units, groups: S
     rows = np.flatnonzero(np.isin(representation.unit, chosen))
     unit = representation.unit[rows]
     return Part(side, representation.take(rows), units.truth[unit], unit)
+
+
+def _refuse_empty_sides(fold: Fold, present: set[str]) -> None:
+    sides = {FIT: [fold.fit], VAL: [choice.val for choice in fold.choices], TEST: [fold.test]}
+    sides[FIT] += [choice.train for choice in fold.choices]
+    for side, parts in sides.items():
+        if not parts or any(present.isdisjoint(groups) for groups in parts):
+            raise DataError(f"split {fold.name}: nobody of its {side} side has units here; make a new split")
 
 
 def _freeze(method: Method, units: Units, fold: Fold, seed: int) -> _Frozen:

@@ -6,7 +6,7 @@ a family where one is known, else a subject.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -99,6 +99,25 @@ def entities_of_labels(labels: Sequence[str]) -> Entities:
 def bare(value: str, entity: str) -> str:
     """Return a name without its BIDS prefix."""
     return value.strip().removeprefix(PREFIXES[entity])
+
+
+def shared_by_datasets(
+    keys: Sequence[tuple[str, ...]], dataset: np.ndarray, known: Collection[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[str]]:
+    """Known keys under which rows of several datasets ask, each with those datasets.
+
+    Parameters
+    ----------
+    keys, dataset
+        Of each row; keys say nothing of the dataset.
+    known
+        Keys that have an answer; the others are left out.
+    """
+    datasets: dict[tuple[str, ...], set[str]] = {}
+    for key, name in zip(keys, dataset, strict=True):
+        if key in known:
+            datasets.setdefault(key, set()).add(name)
+    return {key: sorted(names) for key, names in datasets.items() if len(names) > 1}
 
 
 def groups_of(subjects: np.ndarray, families: Sequence[np.ndarray] = ()) -> np.ndarray:

@@ -6,9 +6,10 @@ down, before anything is read, how often the test set of this split was opened a
 test rows is refused by everything that fits.
 """
 
+import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from fmri_scale.checkpoint.files import write_text
 from fmri_scale.errors import DataError
+from fmri_scale.evaluation.splits import Split
 
 FIT, VAL, TEST = "fit", "val", "test"
 
@@ -64,20 +66,52 @@ class FinalEvaluation:
     book
         File with a line (JSON) an opening, beside the results; None keeps no book (tests, simulations).
     split_sha256
-        Hash of the splits whose test sets are opened.
+        Hashes of the splits whose test sets are opened, joined by +.
     frozen
         What was fitted and chosen: anything that JSON can hold.
+    tests
+        Hashes of the groups tested (`groups_tested`); an earlier opening counts if it shares one, or a split.
+
+    Raises
+    ------
+    DataError
+        A line of the book is not one that this program wrote.
     """
 
-    def __init__(self, book: Path | None, split_sha256: str, frozen: Mapping[str, Any]) -> None:
+    def __init__(
+        self, book: Path | None, split_sha256: str, frozen: Mapping[str, Any], tests: Collection[str] = ()
+    ) -> None:
         self.openings = 1
         if book is None:
             return
         lines = book.read_text(encoding="utf-8").splitlines() if book.exists() else []
-        self.openings += sum(json.loads(line)["split_sha256"] == split_sha256 for line in lines)
+        mine = {*tests, *split_sha256.split("+")}
+        self.openings += sum(not mine.isdisjoint(_opened_by(line, book)) for line in lines)
         entry = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "split_sha256": split_sha256}
-        lines.append(json.dumps({**entry, "frozen": frozen}, sort_keys=True))
+        lines.append(json.dumps({**entry, "tests": sorted(tests), "frozen": frozen}, sort_keys=True))
         write_text(book, "\n".join(lines) + "\n")
+
+
+def groups_tested(splits: Collection[Split]) -> set[str]:
+    """Hashes of who is tested: the groups of each fold, and those of all folds of a split together.
+
+    They do not depend on how the rest is divided, so other seeds of the same test people are seen to be the same.
+    """
+    every = [[group for fold in split.folds for group in fold.test] for split in splits]
+    return {_hash(groups) for groups in [*every, *(fold.test for split in splits for fold in split.folds)]}
+
+
+def _hash(groups: Iterable[str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(groups)).encode()).hexdigest()
+
+
+def _opened_by(line: str, book: Path) -> set[str]:
+    """Hashes of the splits and test groups of an earlier opening."""
+    try:
+        entry = json.loads(line)
+        return {*entry.get("tests", ()), *entry["split_sha256"].split("+")}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{book}: {line[:40]!r} is no opening that was written down; restore the file") from error
 
 
 class SealedTest:

@@ -12,8 +12,8 @@ column            groups said to be train, val or test by a column, for instance
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -152,6 +152,41 @@ def by_column(sides: Mapping[str, str], level: str) -> Split:
         raise DataError(f"split column: nobody is in {', '.join(empty)}; all of train, val and test are needed")
     fold = Fold("column", parts["train"], (Choice(parts["train"], parts["val"]),), parts["test"])
     return checked(Split("column", level, (0, 0), (fold,)))
+
+
+def restricted(split: Split, present: Collection[str]) -> Split:
+    """Leave out the groups that are not there, and folds and choices that lose a whole side by it.
+
+    Raises
+    ------
+    DataError
+        Nobody is left to test, to fit on or to choose by.
+    """
+    there = set(present)
+    if split.groups() <= there:
+        return split
+
+    def kept(groups: Sequence[str]) -> tuple[str, ...]:
+        return tuple(group for group in groups if group in there)
+
+    folds = []
+    for fold in split.folds:
+        fit, test = kept(fold.fit), kept(fold.test)
+        pairs = (Choice(kept(choice.train), kept(choice.val)) for choice in fold.choices)
+        choices = tuple(choice for choice in pairs if choice.train and choice.val)
+        if not test:
+            continue
+        if not fit or not choices:
+            raise DataError(
+                f"split {fold.name}: no {split.level} of {'validation' if fit else 'training'} is among the "
+                f"{len(there)} of this task; make a new split"
+            )
+        folds.append(Fold(fold.name, fit, choices, test))
+    if not folds:
+        raise DataError(
+            f"split: no {split.level} of any test set is among the {len(there)} of this task; make a new split"
+        )
+    return replace(split, folds=tuple(folds))
 
 
 def num_folds(splits: Mapping[int, Split]) -> int:

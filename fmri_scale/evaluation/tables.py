@@ -5,7 +5,9 @@ named rows. Everything is read as text first, so `001` stays `001` and a class c
 said to be missing. Nothing is imputed: who has no value is left out, counted and named.
 """
 
-from collections.abc import Mapping, Sequence
+import csv
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.entities import PREFIXES, Entities, bare
+from fmri_scale.evaluation.entities import PREFIXES, Entities, bare, shared_by_datasets
 from fmri_scale.evaluation.metrics import CLASSIFICATION, REGRESSION
 
 COLUMN_NAMES = {
@@ -29,6 +31,8 @@ COLUMN_NAMES = {
 
 MISSING = ("", "n/a", "N/A", "NA", "nan", "NaN", "null", "None")
 "Texts that say that a value is not there; a task can add its own codes, such as -999."
+
+_WHOLE = re.compile(r"-?[0-9]+\.0+")
 
 NAMED = 5
 "Names printed in a message before `and N more`."
@@ -66,9 +70,9 @@ class Target:
         Raises
         ------
         DataError
-            No row is in the table.
+            No row is in the table, or one row of the table would be that of people of two datasets.
         """
-        wanted = list(zip(*(getattr(rows, name) for name in self.keys), strict=True))
+        wanted = _wanted_keys(self.keys, rows, self.values, self.source)
         if wanted and not any(key in self.values for key in wanted):
             theirs, ours = next(iter(self.values)), wanted[0]
             raise DataError(
@@ -94,13 +98,23 @@ def read_table(path: str | Path) -> pd.DataFrame:
             frame = pd.DataFrame({name: _as_text(table.column(name)) for name in table.column_names}, dtype=object)
         elif path.suffix in (".tsv", ".csv"):
             separator = "\t" if path.suffix == ".tsv" else ","
-            frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            # In a TSV a quote is a character: one that opens a cell must not swallow the rows up to the next.
+            quoting = csv.QUOTE_NONE if path.suffix == ".tsv" else csv.QUOTE_MINIMAL
+            frame = pd.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", quoting=quoting
+            )
         else:
             raise DataError(f"{path}: a table must end in .tsv, .csv or .parquet")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read as a table: {str(error).splitlines()[0]}") from error
-    frame.columns = [str(name).strip() for name in frame.columns]
-    return frame.map(lambda value: str(value).strip())
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise DataError(f"{path}: rows have more cells than the header; name them all, or remove the last separator")
+    clean = _unquoted if path.suffix == ".tsv" else str.strip
+    frame.columns = [clean(str(name)) for name in frame.columns]
+    twice = sorted(set(frame.columns[frame.columns.duplicated()]))
+    if twice:
+        raise DataError(f"{path}: two columns are named {twice[0]!r}; rename one")
+    return frame.map(lambda value: clean(str(value)))
 
 
 def read_target(path: str | Path, column: str, kind: str, missing: Sequence[str] = ()) -> Target:
@@ -139,14 +153,20 @@ def read_target(path: str | Path, column: str, kind: str, missing: Sequence[str]
 
 
 def read_families(path: str | Path, columns: Sequence[str], rows: Entities) -> list[np.ndarray]:
-    """Family names of rows from columns of a table: for each column an object (n,), "" where unknown."""
+    """Family names of rows from columns of a table: for each column an object (n,), "" where unknown.
+
+    Raises
+    ------
+    DataError
+        A column is missing, somebody is in two families, or the table does not tell people of two datasets apart.
+    """
     frame = read_table(path)
     for column in columns:
         if column not in frame.columns:
             raise DataError(f"{path}: no column {column!r} (family); it has {', '.join(frame.columns)}")
     keys = {name: found for name, found in key_columns(frame, path).items() if name in ("dataset", "subject")}
     table_keys = row_keys(frame, keys)
-    wanted = list(zip(*(getattr(rows, name) for name in keys), strict=True))
+    wanted = _wanted_keys(tuple(keys), rows, set(table_keys), str(path))
     found = []
     for column in columns:
         family: dict[tuple[str, ...], str] = {}
@@ -161,7 +181,7 @@ def read_families(path: str | Path, columns: Sequence[str], rows: Entities) -> l
 def classes_of(values: Sequence[str | float | None]) -> list[str]:
     """Classes in their natural order: numbers by size, else by the alphabet."""
     labels = {str(value) for value in values if value is not None}
-    return sorted(labels, key=lambda label: (0, float(label), "") if _is_number(label) else (1, 0.0, label))
+    return sorted(labels, key=lambda label: (0, float(label), label) if _is_number(label) else (1, 0.0, label))
 
 
 def name_some(names: Sequence[str]) -> str:
@@ -186,12 +206,28 @@ def row_keys(frame: pd.DataFrame, keys: Mapping[str, str]) -> list[tuple[str, ..
     return list(zip(*columns, strict=True))
 
 
+def _wanted_keys(
+    keys: Sequence[str], rows: Entities, known: Collection[tuple[str, ...]], source: str
+) -> list[tuple[str, ...]]:
+    """Key of each row; DataError where a table without datasets would speak of people of two."""
+    wanted = list(zip(*(getattr(rows, name) for name in keys), strict=True))
+    if "dataset" not in keys:
+        shared = shared_by_datasets(wanted, rows.dataset, known)
+        if shared:
+            key, datasets = next(iter(shared.items()))
+            raise DataError(
+                f"{source}: names people of datasets {' and '.join(datasets)} alike, such as {'/'.join(key)!r} "
+                f"({len(shared)} in all); add a column dataset"
+            )
+    return wanted
+
+
 def _parse(text: str, kind: str, missing: set[str], source: str, key: tuple[str, ...]) -> str | float | None:
     if text in missing:
         return None
     if kind == CLASSIFICATION:
         # Spreadsheets and parquet write class 1 as 1.0 as soon as one value of the column is missing.
-        return str(int(float(text))) if _is_number(text) and float(text).is_integer() else text
+        return text.partition(".")[0] if _WHOLE.fullmatch(text) else text
     if not _is_number(text):
         raise DataError(
             f"{source}: {'/'.join(key)} has {text!r}, which is no finite number; mend it or list it as missing"
@@ -200,10 +236,18 @@ def _parse(text: str, kind: str, missing: set[str], source: str, key: tuple[str,
 
 
 def _is_number(text: str) -> bool:
+    if "_" in text:  # Python reads 1_2 as 12
+        return False
     try:
         return bool(np.isfinite(float(text)))
     except ValueError:
         return False
+
+
+def _unquoted(text: str) -> str:
+    """A cell of a TSV, stripped; without its quotes where it stands in a pair of them, as R writes text."""
+    text = text.strip()
+    return text[1:-1].replace('""', '"').strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
 def _as_text(column: pa.ChunkedArray) -> list[str]:

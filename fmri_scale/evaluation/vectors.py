@@ -58,19 +58,22 @@ def read_vectors(path: str | Path, tokens: bool = False) -> ClipVectors:
     Raises
     ------
     DataError
-        The file is missing, holds no features, or values that are not finite.
+        The file is missing, is a plain array, holds no features, or values that are not finite.
     """
     path = Path(path)
     name = "clip_tokens" if tokens else "clip_features"
     try:
-        with np.load(path, allow_pickle=False) as file:
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: one plain array; expected the .npz that fmri-scale features writes")
+        with opened as file:
             if tokens and name not in file:
                 raise DataError(f"{path}: holds no tokens, which an attentive probe needs; add --tokens to features")
             vectors, run_of = np.asarray(file[name], dtype=np.float32), file["clip_run"]
             keys, tr, start_s = file["run_key"], file["run_tr"], file["clip_start_s"]
             start_frame = file["clip_start_frame"].astype(np.int64)
             frames, release = int(file["clip_frames"]), str(file["release"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not features of fmri-scale features ({error})") from error
     bad = np.flatnonzero(~np.isfinite(vectors.reshape(len(vectors), -1)).all(axis=1))
     if len(bad):

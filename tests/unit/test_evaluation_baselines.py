@@ -137,6 +137,68 @@ def test_image_series_need_a_mask_without_an_atlas(tmp_path: Path) -> None:
 def test_a_band_beyond_what_the_frames_resolve_is_refused() -> None:
     with pytest.raises(DataError, match=r"band to 0\.3 Hz, but frames of 2 s reach 0\.25 Hz"):
         Band(0.01, 0.3).clean(np.zeros((50, 2)), 2.0, "run")
+    with pytest.raises(DataError, match=r"run: band from 0\.25 Hz, but frames of 2 s"):
+        Band(0.25).clean(np.zeros((50, 2)), 2.0, "run")
+
+
+@pytest.mark.filterwarnings("ignore:After resampling")
+def test_regions_keep_their_column_in_runs_of_other_grids(tmp_path: Path) -> None:
+    """Regions of one 2 mm voxel in a row: a 4 mm grid meets every second, which of them depends on its offset."""
+    labels = np.zeros((20, 8, 8), dtype=np.int16)
+    labels[:16, 2, 2], labels[:, 6, :] = np.arange(2, 18), 40
+    atlas = _save(tmp_path / "atlas.nii.gz", labels, np.diag([2.0, 2.0, 2.0, 1.0]))
+    random, courses = np.random.default_rng(0), {}
+    (tmp_path / "bold").mkdir()
+    for person, offset in ((1, 0.0), (2, 2.0)):
+        affine = np.diag([4.0, 4.0, 4.0, 1.0])
+        affine[0, 3] = offset
+        voxels = 100 + random.normal(size=(8, 4, 4, 30)).astype(np.float32)
+        _save(tmp_path / "bold" / f"sub-{person}_bold.nii.gz", voxels, affine)
+        courses[person] = voxels
+    series = ImageSeries([tmp_path / "bold"], atlas)
+    assert series.labels is not None
+    assert series.labels.tolist() == [*range(2, 18), 40]
+    for run, (person, first) in enumerate(((1, 2), (2, 3))):
+        found, present = series.series(run), [*range(first, 18, 2), 40]
+        assert series.labels[found.std(axis=0) > 0].tolist() == present
+        for i, label in enumerate(present[:-1]):
+            course = found[:, series.labels.tolist().index(label)]
+            assert np.corrcoef(course, clean(courses[person][i, 1, 1][:, None])[:, 0])[0, 1] > 0.999
+    tangent = TangentSpace().fit_transform([series.series(run) for run in (0, 1)])
+    assert np.isfinite(tangent).all()  # regions of zeros do no harm
+    assert np.isfinite(connectomes("correlation", [series.series(0)])).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "no such file"),
+        (np.ones((4, 4, 4, 2), dtype=np.int16), "expected a 3D image"),
+        (np.full((4, 4, 4), -1, dtype=np.int16), "labels from -1 to -1"),
+        (np.full((4, 4, 4), 1.5, dtype=np.float32), "not whole numbers"),
+        (np.full((4, 4, 4), np.nan, dtype=np.float32), "not whole numbers"),
+        (np.zeros((4, 4, 4), dtype=np.int16), "every voxel is 0"),
+    ],
+)
+def test_an_atlas_of_images_that_is_none_says_why(tmp_path: Path, values: np.ndarray | None, message: str) -> None:
+    (tmp_path / "bold").mkdir()
+    _save(tmp_path / "bold" / "sub-1_bold.nii.gz", np.ones((4, 4, 4, 5), dtype=np.float32), np.eye(4))
+    if values is not None:
+        _save(tmp_path / "atlas.nii.gz", values, np.eye(4))
+    with pytest.raises(DataError, match=rf"atlas\.nii\.gz: .*{message}"):
+        ImageSeries([tmp_path / "bold"], tmp_path / "atlas.nii.gz")
+
+
+def test_an_atlas_or_mask_that_does_not_meet_the_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bold").mkdir()
+    _save(tmp_path / "bold" / "sub-1_bold.nii.gz", np.ones((4, 4, 4, 5), dtype=np.float32), np.eye(4))
+    away = np.eye(4)
+    away[:3, 3] = 900
+    atlas = _save(tmp_path / "atlas.nii.gz", np.ones((4, 4, 4), dtype=np.int16), away)
+    with pytest.raises(DataError, match=r"sub-1_bold\.nii\.gz: atlas or mask do not fit the run .*share a space"):
+        ImageSeries([tmp_path / "bold"], atlas).series(0)
+    with pytest.raises(DataError, match=r"mask\.nii\.gz: no such file"):
+        ImageSeries([tmp_path / "bold"], mask=tmp_path / "mask.nii.gz")
 
 
 def test_frames_between_counts_frames_by_their_time() -> None:

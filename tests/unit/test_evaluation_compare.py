@@ -21,8 +21,8 @@ from fmri_scale.evaluation.probes import (
     unit_means,
 )
 from fmri_scale.evaluation.scores import ScoreTable, predictions_frame, score_table
-from fmri_scale.evaluation.sealed import FIT, TEST, VAL, Part, SealedTest
-from fmri_scale.evaluation.splits import Split, holdout, strata_of
+from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest, groups_tested
+from fmri_scale.evaluation.splits import Choice, Fold, Split, holdout, k_fold, strata_of
 
 CLASSES = Problem("classification", ("control", "patient"))
 VALUES = Problem("regression")
@@ -282,3 +282,37 @@ def test_a_split_of_other_people_is_refused() -> None:
     stranger = holdout({f"x{i}": 0 for i in range(9)}, "subject")
     with pytest.raises(DataError, match="are not in the split"):
         compare(_methods(data), units, {0: stranger}, final=False)
+
+
+@pytest.mark.parametrize("side", ["fit", "val", "test"])
+def test_a_split_with_a_side_of_strangers_is_refused(side: str) -> None:
+    data, units = _cohort(30, 1.0, 12)
+    fold = _split(units).folds[0]
+    strangers = {f"x{i}": i % 2 for i in range(9)}
+    parts = {"fit": fold.fit, "val": fold.choices[0].val, "test": fold.test, side: tuple(strangers)}
+    rest = tuple(set(units.group) - {group for groups in parts.values() for group in groups})
+    parts["fit" if side != "fit" else "val"] += rest
+    odd = Fold("odd", parts["fit"], (Choice(parts["fit"], parts["val"]),), parts["test"])
+    with pytest.raises(DataError, match=f"split odd: nobody of its {side} side has units here"):
+        compare(_methods(data), units, {0: Split("file", "subject", (0, 0), (odd,))}, final=False)
+
+
+def test_openings_are_counted_by_who_was_tested(tmp_path: Path) -> None:
+    book = tmp_path / "openings.jsonl"
+    assert FinalEvaluation(book, "a+b", {}, {"t1", "t2"}).openings == 1
+    assert FinalEvaluation(book, "c", {}, {"t2", "t3"}).openings == 2
+    assert FinalEvaluation(book, "b", {}).openings == 2  # one of the first's splits, without word of its groups
+    assert FinalEvaluation(book, "d", {}, {"t4"}).openings == 1
+    book.write_text("{}\n")
+    with pytest.raises(DataError, match=r"openings\.jsonl: '\{\}' is no opening that was written down"):
+        FinalEvaluation(book, "d", {})
+
+
+def test_who_is_tested_does_not_depend_on_how_the_rest_is_divided() -> None:
+    strata = {f"s{i:02d}": i % 2 for i in range(12)}
+    one, other = (holdout(strata, "subject", choice_seed=seed) for seed in (0, 1))
+    assert groups_tested([one]) == groups_tested([other])
+    assert not groups_tested([one]) & groups_tested([holdout(strata, "subject", seed=5)])
+    folds = groups_tested([k_fold(strata, "subject", 3, 0)])
+    assert len(folds) == 4  # three folds, and all of them together
+    assert folds & groups_tested([k_fold(strata, "subject", 3, 1)])

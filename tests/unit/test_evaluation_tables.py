@@ -79,3 +79,52 @@ def test_families_come_from_columns_and_a_child_of_two_families_is_refused(tmp_p
     _write(path, "subject\tmother\na\tm\na\tn\n")
     with pytest.raises(DataError, match="a is in two families, m, n"):
         read_families(path, ["mother"], entities(1, subject=["a"]))
+
+
+def test_a_table_without_datasets_never_speaks_of_people_of_two(tmp_path: Path) -> None:
+    rows = entities(3, dataset=["A", "B", "B"], subject=["1", "1", "2"])
+    path = _write(tmp_path / "t.tsv", "subject\tage\tmother\n1\t3\tm\n2\t4\tn\n")
+    message = r"t\.tsv.*: names people of datasets A and B alike, such as '1' \(1 in all\); add a column dataset"
+    with pytest.raises(DataError, match=message):
+        read_target(path, "age", "regression").of(rows)
+    with pytest.raises(DataError, match=message):
+        read_families(path, ["mother"], rows)
+    others = entities(2, dataset=["A", "B"], subject=["1", "2"])
+    assert read_target(path, "age", "regression").of(others) == [3.0, 4.0]
+    _write(path, "dataset\tsubject\tage\tmother\nA\t1\t3\tm\nB\t2\t4\tn\n")
+    assert read_target(path, "age", "regression").of(rows) == [3.0, None, 4.0]
+    assert read_families(path, ["mother"], rows)[0].tolist() == ["m", "", "n"]
+
+
+def test_the_text_of_a_class_stays_as_it_is(tmp_path: Path) -> None:
+    texts = ["001", "01", "1", "1.00", "-2.0", "1_2", "12", "1e1", "12345678901234567891", "12345678901234567000"]
+    rows = "".join(f"{i}\t{text}\n" for i, text in enumerate(texts))
+    target = read_target(_write(tmp_path / "t.tsv", f"subject\tsite\n{rows}"), "site", "classification")
+    values = target.of(entities(len(texts), subject=[str(i) for i in range(len(texts))]))
+    assert values == ["001", "01", "1", "1", "-2", *texts[5:]]
+    assert classes_of(values)[:4] == ["-2", "001", "01", "1"]  # equal numbers in a fixed order
+
+
+def test_an_underscore_is_no_digit(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a has '1_5', which is no finite number"):
+        read_target(_write(tmp_path / "t.tsv", "subject\tage\na\t1_5\nb\t2\n"), "age", "regression")
+
+
+def test_a_quote_in_a_tsv_swallows_nothing(tmp_path: Path) -> None:
+    text = 'subject\tnote\t"sex"\na\t"left\tM\nb\tok\tF\nc\tright"\tF\nd\tok\t"M"\n'
+    values = read_target(_write(tmp_path / "t.tsv", text), "sex", "classification").values
+    assert values == {("a",): "M", ("b",): "F", ("c",): "F", ("d",): "M"}
+    text = 'subject,note,sex\na,"left, right",M\n'
+    assert read_target(_write(tmp_path / "t.csv", text), "sex", "classification").values == {("a",): "M"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("subject,age,sex\na,25,M,\nb,30,F,\n", "rows have more cells than the header"),
+        ("subject,sex, sex\na,M,F\n", "two columns are named 'sex'"),
+    ],
+)
+def test_a_table_whose_columns_are_not_clear_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_target(_write(tmp_path / "t.csv", text), "sex", "classification")

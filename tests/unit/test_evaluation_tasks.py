@@ -1,6 +1,8 @@
 """Task files to reports by one command: baselines beside, nobody on two sides, the test set sealed until --final."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from fmri_scale.cli import main
+from fmri_scale.cli import attribute, evaluate, main
 from fmri_scale.errors import ConfigError, DataError
+from fmri_scale.evaluation.split_file import load_split
 from fmri_scale.evaluation.tasks import TaskConfig, load_task
 from fmri_scale.evaluation.tasks.run import run_task
 from tests.helpers.feature_files import write_features
 
+TASKS = Path(__file__).parents[2] / "configs" / "tasks"
 FAST = ["scoring.draws=200", "scoring.seeds=[0,1]", "probes=[linear]"]
 
 
@@ -82,6 +86,18 @@ def test_without_final_the_test_set_stays_sealed(tmp_path: Path) -> None:
     seen = set(first.predictions["unit"]) & set(result.predictions["unit"])
     assert not seen  # validation and test people differ, with every seed
     assert len((out / "test_openings.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("method", ["holdout", "k_fold"])
+def test_other_seeds_do_not_reset_the_count_of_openings(tmp_path: Path, method: str) -> None:
+    task, out = _cohort(tmp_path), tmp_path / "out"
+    for opened, seeds in ((1, "[0,1]"), (2, "[2]"), (3, "[1,3]")):
+        overrides = [*FAST, f"scoring.seeds={seeds}", f"split.method={method}"]
+        result = run_task(load_task([task], overrides), out, final=True)
+        assert f"opened {opened} time(s)" in result.facts()["scored on"]
+    if method == "holdout":  # other people are tested: a first time
+        result = run_task(load_task([task], [*FAST, "split.seed=5"]), out, final=True)
+        assert "opened 1 time(s)" in result.facts()["scored on"]
 
 
 def test_regression_of_a_phenotype(tmp_path: Path) -> None:
@@ -237,6 +253,14 @@ def _blocks(folder: Path, effect: float) -> list[str]:
     ]  # fmt: skip
 
 
+def test_events_of_one_run_never_label_runs_of_two_datasets(tmp_path: Path) -> None:
+    overrides = _blocks(tmp_path, 3.0)
+    labels = [f"{dataset}__sub-1_task-see_run-{run}" for dataset in "de" for run in range(8)]
+    write_features(tmp_path / "f.npz", labels, np.zeros((288, 4)), 18)
+    with pytest.raises(DataError, match="names runs of datasets d and e alike, such as '1/see/0'; evaluate one"):
+        run_task(load_task([], overrides), tmp_path / "out", final=False)
+
+
 def test_task_states_leave_one_run_out(tmp_path: Path) -> None:
     result = run_task(load_task([], _blocks(tmp_path, 3.0)), tmp_path / "out", final=True)
     assert result.scores.num_units == 32
@@ -270,6 +294,13 @@ def test_splitting_a_person_is_named_in_the_report_and_people_are_never_split_by
         (["split.metod=holdout"], "unknown key 'split.metod'; did you mean 'split.method'"),
         (["target.min_overlap=0"], "expected a share above 0"),
         (["scoring.draws=many"], "scoring.draws"),
+        (["baselines.band_hz=[0.1,0.01]"], "expected the lower frequency first"),
+        (["kind=reidentification", "unit=run", "tokens.m=t.npz"], "tokens with kind=reidentification: .*give features"),
+        (["kind=reidentification", "unit=run", "baselines.tokens.m=t.npz"], "tokens with kind=reidentification"),
+        (
+            ["kind=retrieval", "unit=block", "target.events=e", "target.images=i.csv", "tokens.m=t.npz"],
+            "tokens with kind=retrieval: tokens need classification or regression",
+        ),
     ],
 )
 def test_a_task_that_makes_no_sense_says_which_key(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -283,6 +314,12 @@ def test_damaged_features_are_one_line_on_stderr(tmp_path: Path, capsys: pytest.
     (tmp_path / "features.npz").write_bytes(data[: len(data) // 2])
     assert main(["evaluate", str(task), "--out", str(tmp_path / "out")]) == 2
     assert "features.npz: not features of fmri-scale features" in capsys.readouterr().err
+
+
+def test_a_plain_array_is_not_taken_for_features(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.zeros((60, 8)))
+    with pytest.raises(DataError, match=r"v\.npy: one plain array; expected the \.npz that fmri-scale features"):
+        run_task(load_task([_cohort(tmp_path)], [f"features.model={tmp_path}/v.npy"]), tmp_path / "out", final=False)
 
 
 def test_features_that_are_not_finite_name_the_run(tmp_path: Path) -> None:
@@ -304,3 +341,81 @@ def test_units_of_sources_that_never_meet_show_both_names(tmp_path: Path) -> Non
 def test_default_task_needs_only_features_and_target() -> None:
     assert TaskConfig().split.group == "family"
     assert TaskConfig().scoring.level == 0.95
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["split.method=leave_one_out"], "leaves out one family at a time, but 40 of 40 carry one label"),
+        (["split.method=leave_one_out", "kind=regression", "target.column=age"], r"use split\.method=k_fold"),
+        (["split.method=k_fold", "split.folds=40"], "40 of 40 carry one label only"),
+    ],
+)
+def test_people_are_not_left_out_one_by_one(tmp_path: Path, overrides: list[str], message: str) -> None:
+    """The commonest class of the others is never that of the one left out: its AUROC would be 0."""
+    task = load_task([_cohort(tmp_path, 40)], [*FAST, "target.family=[]", *overrides])
+    with pytest.raises(DataError, match=message):
+        run_task(task, tmp_path / "out", final=False)
+
+
+def _saved_split(folder: Path, *overrides: str) -> tuple[Path, list[str]]:
+    """A task of 40 people and its saved split; returns the task file and overrides that take the split from there."""
+    task = _cohort(folder, 40)
+    fast = [*FAST, "target.family=[]"]
+    run_task(load_task([task], [*fast, *overrides]), folder / "first", final=False)
+    return task, [*fast, "split.method=file", f"split.file={folder}/first/splits/seed-0.json"]
+
+
+def _keep(folder: Path, kept: Callable[[str], bool]) -> None:
+    """Leave some people out of the table."""
+    head, *rows = (folder / "participants.tsv").read_text().splitlines()
+    rows = [row for row in rows if kept("made/" + row.split("\t")[0])]
+    (folder / "participants.tsv").write_text("\n".join([head, *rows]) + "\n")
+
+
+def test_a_saved_split_of_more_people_serves_fewer(tmp_path: Path) -> None:
+    task, again = _saved_split(tmp_path, "split.method=k_fold", "split.folds=8")
+    saved = load_split(tmp_path / "first" / "splits" / "seed-0.json")
+    gone = saved.folds[2].test
+    _keep(tmp_path, lambda name: name not in {*gone, "made/sub-000"})
+    result = run_task(load_task([task], again), tmp_path / "out", final=True)
+    lost = len({*gone, "made/sub-000"})
+    (note,) = [note for note in result.notes if "seed-0.json" in note]
+    assert note.startswith(
+        f"{lost} of 40 groups of {tmp_path}/first/splits/seed-0.json are not in this task: made/sub-"
+    )
+    assert note.endswith("; 1 of its 8 folds test nobody else and are left out")
+    assert [fold.name for fold in result.splits[0].folds] == [f.name for f in saved.folds if f is not saved.folds[2]]
+    assert result.splits[0].groups() == saved.groups() - {*gone, "made/sub-000"}
+    assert set(result.predictions["unit"]) == result.splits[0].groups()
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [("fit", "no family of training is among"), ("val", "no family of validation"), ("test", "of any test set")],
+)
+def test_a_saved_split_that_loses_a_side_is_refused(tmp_path: Path, side: str, message: str) -> None:
+    task, again = _saved_split(tmp_path)
+    fold = load_split(tmp_path / "first" / "splits" / "seed-0.json").folds[0]
+    gone = {"fit": fold.fit, "val": fold.choices[0].val, "test": fold.test}[side]
+    _keep(tmp_path, lambda name: name not in gone)
+    with pytest.raises(DataError, match=rf"seed-0\.json: split.*{message}.*make a new split"):
+        run_task(load_task([task], again), tmp_path / "out", final=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("haxby_objects", ["target.events=d", "baselines.bold=d", "baselines.mask=m.nii.gz"]),
+        ("sex", ["target.table=participants.tsv"]),
+    ],
+)
+def test_shipped_task_files_load_with_what_the_user_gives(name: str, overrides: list[str]) -> None:
+    task = load_task([TASKS / f"{name}.yaml"], [*overrides, "features.brain=brain.npz"])
+    assert task.name == name
+
+
+def test_every_task_file_that_help_names_is_there() -> None:
+    named = set(re.findall(r"configs/tasks/(\w+)\.yaml", f"{evaluate.__doc__} {attribute.__doc__}"))
+    assert named
+    assert named <= {path.stem for path in TASKS.glob("*.yaml")}

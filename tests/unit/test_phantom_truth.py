@@ -139,7 +139,7 @@ def test_the_command_makes_it_and_refuses_what_makes_no_sense(
 
 def test_the_shipped_experiment_plants_regions_of_like_size_and_differs_from_its_null_in_the_groups_alone() -> None:
     corpora = load_experiment([ROOT / "configs" / "experiments" / "known_truth.yaml"]).corpora
-    planted, nothing = (json.loads(corpora[name].settings) for name in ("planted", "nothing"))
+    planted, nothing = (corpora[name].settings for name in ("planted", "nothing"))
     assert nothing == planted | {"null": True, "seed": 1}
     parcels = parcels_of(load_anatomy(TruthSettings().voxel_mm))
     sizes = [int((parcels.of_voxel == parcels.names.index(name)).sum()) for pair in planted["pairs"] for name in pair]

@@ -2,8 +2,8 @@
 
 Out: for each run float32 (T, R), each column without its linear trend and with unit variance over the run. That is a
 property of the run itself: nothing is fitted over subjects. An atlas in MNI152 space meets NIfTI runs by affine
-(nilearn's NiftiLabelsMasker) and a corpus on the canonical grid (sharding.atlas). Columns that an image does not reach
-are 0 throughout.
+(nilearn's NiftiLabelsMasker) and a corpus on the canonical grid (sharding.atlas). Columns are those of the atlas in
+every run; those that an image does not reach are 0 throughout.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,10 @@ from fmri_scale.errors import DataError
 from fmri_scale.evaluation.entities import Entities, entities_of_labels
 from fmri_scale.evaluation.stored import entities_of_runs, stored_runs
 from sharding.atlas import load_label_image_on_grid, region_labels
+from sharding.atlas.labels import read_label_volume
 from sharding.corpus import Corpus
 from sharding.discover import RunSource, find_runs
-from sharding.errors import NotASeriesError
+from sharding.errors import NotASeriesError, ShardingError
 from sharding.keys import run_label
 from sharding.read import open_image
 from sharding.timing import repetition_time
@@ -69,9 +70,13 @@ class Band:
     high: float = 0.0
 
     def clean(self, series: np.ndarray, tr: float, where: str) -> np.ndarray:
-        """Detrend, filter and scale columns of (T, R)."""
-        if self.high and self.high >= 0.5 / tr:
-            raise DataError(f"{where}: band to {self.high:g} Hz, but frames of {tr:g} s reach {0.5 / tr:g} Hz")
+        """Detrend, filter and scale columns of (T, R); DataError where frames do not resolve the band."""
+        for side, edge in (("from", self.low), ("to", self.high)):
+            if edge and edge >= 0.5 / tr:
+                raise DataError(
+                    f"{where}: band {side} {edge:g} Hz, but frames of {tr:g} s reach {0.5 / tr:g} Hz; "
+                    "lower baselines.band_hz"
+                )
         cleaned = clean(
             series.astype(np.float64),
             detrend=True,
@@ -97,6 +102,16 @@ class ImageSeries:
         Brain mask in the runs' space; needed without an atlas.
     band
         Frequencies kept.
+
+    Attributes
+    ----------
+    labels
+        int32 (R,): label of each column, all of the atlas; None for voxels.
+
+    Raises
+    ------
+    DataError
+        Neither atlas nor mask is given, one is missing, or the atlas is no label image.
     """
 
     def __init__(
@@ -113,6 +128,9 @@ class ImageSeries:
         self._band = band or Band()
         if atlas is None and mask is None:
             raise DataError("series of voxels need a brain mask in the runs' space (baselines.mask)")
+        if mask is not None and not mask.is_file():
+            raise DataError(f"{mask}: no such file; baselines.mask is the brain mask of the runs")
+        self.labels = _labels_of(atlas) if atlas is not None else None
         self._masker = (
             NiftiMasker(mask_img=str(mask), standardize="zscore_sample")
             if atlas is None
@@ -126,11 +144,42 @@ class ImageSeries:
         return repetition_time(open_image(source.path), source.tr)[0]
 
     def series(self, run: int) -> np.ndarray:
-        """Cleaned series of a run, float32 (T, R)."""
+        """Cleaned series of a run, float32 (T, R).
+
+        Raises
+        ------
+        DataError
+            The atlas or the mask does not reach the run, or the frames do not resolve the band.
+        """
         if run not in self._held:
             path = self._sources[run].path
-            self._held[run] = self._band.clean(self._masker.fit_transform(str(path)), self.tr(run), str(path))
+            try:
+                signals = self._masker.fit_transform(str(path))
+            except ValueError as error:
+                why = str(error).splitlines()[0]
+                raise DataError(f"{path}: atlas or mask do not fit the run ({why}); they must share a space") from error
+            self._held[run] = self._band.clean(self._in_columns(signals), self.tr(run), str(path))
         return self._held[run]
+
+    def _in_columns(self, signals: np.ndarray) -> np.ndarray:
+        """Put regions of a run where they stand in every run: nilearn drops those that vanish on the run's grid."""
+        if self.labels is None:
+            return signals
+        found = [int(self._masker.region_ids_[i]) for i in range(signals.shape[1])]
+        placed = np.zeros((len(signals), len(self.labels)))
+        placed[:, np.searchsorted(self.labels, found)] = signals
+        return placed
+
+
+def _labels_of(atlas: Path) -> np.ndarray:
+    """Labels of an atlas, ascending, int32 (R,); DataError where it is no label image."""
+    try:
+        labels = region_labels(read_label_volume(atlas).values)
+    except ShardingError as error:
+        raise DataError(f"{error} (baselines.atlas)") from error
+    if not len(labels):
+        raise DataError(f"{atlas}: every voxel is 0; baselines.atlas needs a label image with a region or more")
+    return labels
 
 
 def series_only(sources: Sequence[RunSource]) -> list[RunSource]:

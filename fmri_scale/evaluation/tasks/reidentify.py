@@ -18,7 +18,7 @@ from fmri_scale.evaluation.metrics import RANKING, precision_metric, top_k_metri
 from fmri_scale.evaluation.probes import Problem, unit_means
 from fmri_scale.evaluation.ranking import Identity, Ranks, chance_precision, chance_top_k, reidentify
 from fmri_scale.evaluation.scores import predictions_frame, score_table
-from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest
+from fmri_scale.evaluation.sealed import FIT, TEST, VAL, FinalEvaluation, Part, SealedTest, groups_tested
 from fmri_scale.evaluation.splits import Fold
 from fmri_scale.evaluation.tasks.division import BETWEEN_PEOPLE, make_splits
 from fmri_scale.evaluation.tasks.methods import Sources, baseline_methods, read_sources
@@ -53,7 +53,8 @@ def reidentify_task(task: TaskConfig, final: bool, book: Path | None) -> TaskRes
         for line in lines
     ]
     hashes = "+".join(split.sha256 for split in splits.values())
-    permission = FinalEvaluation(book, hashes, {"methods": [line.name for line in lines]}) if final else None
+    frozen = {"methods": [line.name for line in lines]}
+    permission = FinalEvaluation(book, hashes, frozen, groups_tested(splits.values())) if final else None
     scores: dict[tuple[str, int], np.ndarray] = {}
     outcomes = []
     for line, seed, (scaler, val, test) in ready:

@@ -54,7 +54,7 @@ class SplitConfig:
     """Who is trained on, who chooses, who is tested."""
 
     method: str = "holdout"
-    "holdout, k_fold, leave_one_out, column (of the target table: train, val, test) or file (saved by another task)."
+    "holdout, k_fold, leave_one_out (of groups of several classes each), column (of the table) or file (saved before)."
     group: str = "family"
     "What is never divided: family (subject where none is known), subject, session, run or image."
     fractions: list[float] = field(default_factory=lambda: [0.6, 0.2, 0.2])
@@ -171,6 +171,9 @@ def check_task(task: TaskConfig) -> None:
         raise ConfigError(f"scoring: {task.scoring.draws} draws at level {task.scoring.level}: expected 100+, 0.5 to 1")
     if len(task.baselines.band_hz) != 2 or not all(math.isfinite(f) and f >= 0 for f in task.baselines.band_hz):
         raise ConfigError(f"baselines.band_hz={task.baselines.band_hz}: expected two frequencies, 0 for none")
+    low, high = task.baselines.band_hz
+    if low >= high > 0:
+        raise ConfigError(f"baselines.band_hz={task.baselines.band_hz}: expected the lower frequency first")
 
 
 def _check_target(task: TaskConfig) -> None:
@@ -189,6 +192,8 @@ def _check_target(task: TaskConfig) -> None:
         raise ConfigError(f"kind=reidentification compares sessions or runs; unit={task.unit}")
     if task.kind == "regression" and target.events:
         raise ConfigError("kind=regression takes its values from a table; events give classes")
+    if (task.tokens or task.baselines.tokens) and task.kind not in PREDICTION:
+        raise ConfigError(f"tokens with kind={task.kind}: tokens need {' or '.join(PREDICTION)}; give features instead")
     if not 0 < target.min_overlap <= 1:
         raise ConfigError(f"target.min_overlap={target.min_overlap}: expected a share above 0 and up to 1")
 

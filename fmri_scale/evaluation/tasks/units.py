@@ -12,7 +12,7 @@ import numpy as np
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.baselines import RunSeries, Stretch
 from fmri_scale.evaluation.baselines.series import frames_between
-from fmri_scale.evaluation.entities import Entities, entities, groups_of
+from fmri_scale.evaluation.entities import Entities, entities, groups_of, shared_by_datasets
 from fmri_scale.evaluation.events import Block, blocks_of_clips, read_blocks
 from fmri_scale.evaluation.tables import Target, name_some, read_families, read_target
 from fmri_scale.evaluation.tasks.schema import PREDICTION, TargetConfig, TaskConfig
@@ -118,6 +118,7 @@ class Naming:
     def _blocks_in(self, rows: Entities, runs: np.ndarray) -> tuple[list[str], list[Block]]:
         """Names and blocks of the runs that rows are of."""
         names, held = [], []
+        self._refuse_alike(rows)
         for run, i in zip(*np.unique(runs.astype(str), return_index=True), strict=True):
             key = (rows.subject[i], rows.session[i], rows.task[i], rows.run[i])
             mine = [b for b in self._blocks if (b.subject, b.session, b.task, b.run) == key]
@@ -131,6 +132,18 @@ class Naming:
                 f"{self._target.events}: no events file is of a run of the features; these have runs such as {runs[0]}"
             )
         return names, held
+
+    def _refuse_alike(self, rows: Entities) -> None:
+        """Raise DataError where one events file would be that of runs of two datasets."""
+        keys = list(zip(rows.subject, rows.session, rows.task, rows.run, strict=True))
+        known = {(block.subject, block.session, block.task, block.run) for block in self._blocks}
+        shared = shared_by_datasets(keys, rows.dataset, known)
+        if shared:
+            key, datasets = next(iter(shared.items()))
+            raise DataError(
+                f"{self._target.events}: names runs of datasets {' and '.join(datasets)} alike, such as "
+                f"{'/'.join(filter(None, key))!r}; evaluate one dataset at a time"
+            )
 
     @staticmethod
     def _run_of(names: Sequence[str]) -> np.ndarray:
