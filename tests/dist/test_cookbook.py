@@ -23,14 +23,15 @@ SMALLER = [
 "What is the machine's size and nothing else."
 GIVEN = {
     "experiments": ["table=t.tsv", "atlas=a.nii.gz", "labels=a.tsv", "corpora.main.path=corpus", "corpora.haxby.path=runs"],
-    "tasks": ["target.events=runs", "baselines.bold=runs"],
+    "tasks/haxby_objects": ["target.events=runs", "baselines.bold=runs"],
+    "tasks/sex": ["target.table=participants.tsv", "features.brain=brain.npz"],
 }
 "What the comments of these files ask for."
 
 
 def given(path: Path) -> list[str]:
     corpora = {name for name in ("main", "haxby") if f"\n  {name}:" in path.read_text()}
-    items = (item.split(".") for item in GIVEN[path.parent.name])
+    items = (item.split(".") for item in GIVEN.get(f"{path.parent.name}/{path.stem}", GIVEN["experiments"]))
     return [".".join(words) for words in items if words[0] != "corpora" or words[1] in corpora]
 
 
