@@ -1,6 +1,7 @@
 """A mask on the canonical grid as a NIfTI file, and back (bool); and any other map on the grid as a file."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -37,7 +38,7 @@ def read_mask(path: Path) -> np.ndarray:
     try:
         image = nib.load(path)
         values, affine = np.asarray(image.dataobj), image.affine  # type: ignore[attr-defined]
-    except (OSError, ValueError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except (OSError, ValueError, EOFError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise ShardingError(f"{path}: cannot be read as a mask ({error})") from error
     if values.shape != GRID_SHAPE or not np.allclose(affine, GRID_AFFINE):
         raise ShardingError(f"{path}: grid {values.shape} is not the canonical {GRID_SHAPE} RAS 2 mm grid")

@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     configure_logging()
     check_counts(permutations=args.permutations, clips=args.clips)
+    if args.batch_size < 1:
+        raise DataError(f"--batch-size {args.batch_size}: expected 1 or more")
     if args.method != "reconstruction" and not args.task:
         raise DataError(f"--method {args.method} weighs regions for a task: give --task TASK.yaml ...")
     model = from_pretrained(args.release, device=args.device)

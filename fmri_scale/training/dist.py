@@ -40,7 +40,7 @@ def device_of(launch: Launch) -> torch.device:
     if launch.local_rank >= torch.cuda.device_count():
         raise LaunchError(
             f"local rank {launch.local_rank} but {torch.cuda.device_count()} visible GPUs: start as many ranks on a "
-            "machine as it has GPUs"
+            "machine as it has GPUs; under Slurm ask for --gpus-per-node, since --gpus-per-task shows each rank but one"
         )
     return torch.device("cuda", launch.local_rank)
 

@@ -377,6 +377,12 @@ def test_a_negative_count_is_refused_before_anything_is_opened(option: str, name
         AttributionSettings(**{name: -5})
 
 
+def test_a_batch_of_no_clips_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["attribute", "absent", "absent", "--atlas", "absent", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--method", "reconstruction", "--batch-size", "0"]) == 2
+    assert "--batch-size 0: expected 1 or more" in capsys.readouterr().err
+
+
 def test_the_example_of_the_help_is_a_task() -> None:
     (line,) = (line for line in command.__doc__.splitlines() if "--task" in line)
     words = line.split()[1:]

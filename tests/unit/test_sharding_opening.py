@@ -31,6 +31,21 @@ def test_a_mask_of_another_layout_opens_and_one_of_another_grid_is_refused(tmp_p
         open_corpus(folder)
 
 
+def test_a_mask_with_any_damaged_byte_is_one_line_or_the_same_mask(tmp_path):
+    folder = write_corpus(tmp_path / "corpus", [Segment(20)])
+    path = folder / "mask.nii.gz"
+    whole, mask = path.read_bytes(), open_corpus(folder).mask
+    said = []
+    for place in range(10, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            assert np.array_equal(open_corpus(folder).mask, mask)
+        except CorpusError as error:
+            said.append(str(error))
+    assert len(said) > 30
+    assert all("mask.nii.gz" in line for line in said)
+
+
 def test_a_stream_of_clips_needs_no_http_no_tables_and_no_training(tmp_path):
     program = """
 import sys, torch

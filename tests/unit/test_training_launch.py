@@ -78,5 +78,5 @@ def test_more_ranks_than_gpus_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert dist.device_of(Launch(1, 2, 1, "a", 1, "environment")) == torch.device("cuda", 1)
-    with pytest.raises(LaunchError, match="local rank 2 but 2 visible GPUs"):
+    with pytest.raises(LaunchError, match=r"local rank 2 but 2 visible GPUs.*--gpus-per-node"):
         dist.device_of(Launch(2, 3, 2, "a", 1, "environment"))
