@@ -212,9 +212,11 @@ def test_a_shard_deleted_in_the_middle_of_a_run_stops_it_or_not_by_policy(corpus
             assert len(clips.faults.bad) > 40
 
 
-def test_too_many_bad_clips_stop_the_run_with_the_list(corpus):
+@pytest.mark.parametrize("consumed", [0, 10**9])
+def test_too_many_bad_clips_stop_the_run_with_the_list_however_long_it_was_before(corpus, consumed):
     corpus.shard_path("phantom-000000.tar").unlink()
     clips = stream(corpus, max_bad_clips=3)
+    clips.load_state_dict({**clips.state_dict(), "position": consumed})
 
     def train():
         for _ in range(100):
@@ -222,22 +224,8 @@ def test_too_many_bad_clips_stop_the_run_with_the_list(corpus):
             clips.advance(2)
             check_ranks(clips)
 
-    with pytest.raises(DataError, match=r"[45] of \d+ clips could not be read(.|\n)*phantom-000000.tar: phantom__sub"):
-        train()
-
-
-def test_the_budget_of_a_long_run_is_not_that_of_all_it_consumed_before(corpus):
-    corpus.shard_path("phantom-000000.tar").unlink()
-    clips = stream(corpus, max_bad_clips=3)
-    clips.load_state_dict({**clips.state_dict(), "position": 10**9})
-
-    def train():
-        for _ in range(100):
-            next(clips)
-            clips.advance(2)
-            check_ranks(clips)
-
-    with pytest.raises(DataError, match=r"[45] of \d{1,2} clips could not be read"):
+    said = r"[45] of \d{1,3} clips could not be read(.|\n)*phantom-000000.tar: phantom__sub"
+    with pytest.raises(DataError, match=said):
         train()
 
 
