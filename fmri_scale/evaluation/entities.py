@@ -101,23 +101,41 @@ def bare(value: str, entity: str) -> str:
     return value.strip().removeprefix(PREFIXES[entity])
 
 
-def shared_by_datasets(
-    keys: Sequence[tuple[str, ...]], dataset: np.ndarray, known: Collection[tuple[str, ...]]
-) -> dict[tuple[str, ...], list[str]]:
-    """Known keys under which rows of several datasets ask, each with those datasets.
+def refuse_alike(
+    keys: Sequence[tuple[str, ...]],
+    dataset: np.ndarray,
+    known: Collection[tuple[str, ...]],
+    source: str,
+    what: str,
+    remedy: str,
+) -> None:
+    """Refuse one answer for rows of several datasets.
 
     Parameters
     ----------
     keys, dataset
         Of each row; keys say nothing of the dataset.
     known
-        Keys that have an answer; the others are left out.
+        Keys that have an answer in `source`; the others are left out.
+    what, remedy
+        What the keys name, and what to do, for the message.
+
+    Raises
+    ------
+    DataError
+        Rows of two datasets ask under one known key.
     """
     datasets: dict[tuple[str, ...], set[str]] = {}
     for key, name in zip(keys, dataset, strict=True):
         if key in known:
             datasets.setdefault(key, set()).add(name)
-    return {key: sorted(names) for key, names in datasets.items() if len(names) > 1}
+    shared = {key: sorted(names) for key, names in datasets.items() if len(names) > 1}
+    if shared:
+        key, names = next(iter(shared.items()))
+        raise DataError(
+            f"{source}: names {what} of datasets {' and '.join(names)} alike, such as "
+            f"{'/'.join(filter(None, key))!r} ({len(shared)} in all); {remedy}"
+        )
 
 
 def groups_of(subjects: np.ndarray, families: Sequence[np.ndarray] = ()) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fmri_scale.errors import DataError
-from fmri_scale.evaluation.entities import PREFIXES, Entities, bare, shared_by_datasets
+from fmri_scale.evaluation.entities import PREFIXES, Entities, bare, refuse_alike
 from fmri_scale.evaluation.metrics import CLASSIFICATION, REGRESSION
 
 COLUMN_NAMES = {
@@ -212,13 +212,7 @@ def _wanted_keys(
     """Key of each row; DataError where a table without datasets would speak of people of two."""
     wanted = list(zip(*(getattr(rows, name) for name in keys), strict=True))
     if "dataset" not in keys:
-        shared = shared_by_datasets(wanted, rows.dataset, known)
-        if shared:
-            key, datasets = next(iter(shared.items()))
-            raise DataError(
-                f"{source}: names people of datasets {' and '.join(datasets)} alike, such as {'/'.join(key)!r} "
-                f"({len(shared)} in all); add a column dataset"
-            )
+        refuse_alike(wanted, rows.dataset, known, source, "people", "add a column dataset")
     return wanted
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from fmri_scale.errors import DataError
 from fmri_scale.evaluation.baselines import RunSeries, Stretch
 from fmri_scale.evaluation.baselines.series import frames_between
-from fmri_scale.evaluation.entities import Entities, entities, groups_of, shared_by_datasets
+from fmri_scale.evaluation.entities import Entities, entities, groups_of, refuse_alike
 from fmri_scale.evaluation.events import Block, blocks_of_clips, read_blocks
 from fmri_scale.evaluation.tables import Target, name_some, read_families, read_target
 from fmri_scale.evaluation.tasks.schema import PREDICTION, TargetConfig, TaskConfig
@@ -137,13 +137,7 @@ class Naming:
         """Raise DataError where one events file would be that of runs of two datasets."""
         keys = list(zip(rows.subject, rows.session, rows.task, rows.run, strict=True))
         known = {(block.subject, block.session, block.task, block.run) for block in self._blocks}
-        shared = shared_by_datasets(keys, rows.dataset, known)
-        if shared:
-            key, datasets = next(iter(shared.items()))
-            raise DataError(
-                f"{self._target.events}: names runs of datasets {' and '.join(datasets)} alike, such as "
-                f"{'/'.join(filter(None, key))!r}; evaluate one dataset at a time"
-            )
+        refuse_alike(keys, rows.dataset, known, self._target.events, "runs", "evaluate one dataset at a time")
 
     @staticmethod
     def _run_of(names: Sequence[str]) -> np.ndarray:
